@@ -42,7 +42,7 @@ from mountpoint.log.format import printable
 from mountpoint.log.setup import is_in_memory_only, log_location
 from mountpoint.log.words import display_name
 from mountpoint.mount import daemon, dead_mount, preflight
-from mountpoint.mount.kept import keeper
+from mountpoint.mount.kept import keeper, stored
 from mountpoint.system.sd_notify import notify
 
 BUCKET = "Bucket options"
@@ -451,7 +451,8 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
         click.get_current_context().exit(_check(config, as_json=as_json))
     if as_json:
         raise MountError("--json works only with --check", "add --check, or omit --json")
-    if config.mount.descriptor is None and dead_mount.remove(config.mount.directory):
+    kept = _kept_by_manager(config)
+    if not kept and config.mount.descriptor is None and dead_mount.remove(config.mount.directory):
         shown = printable(config.mount.directory)
         click.echo(f"removed the dead mount of a mount-s3 that was killed at {shown}", err=True)
     done = f"{display_name(config.bucket)} is mounted at {printable(config.mount.directory)}"
@@ -471,7 +472,7 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
             click.echo(f"{what} {hint}", err=True)
         return
     if config.mount.keep_alive:
-        keeper.become(*_for_keeper(config), done)
+        keeper.become(*_for_keeper(config), done, stored.terms(config), kept)
 
     def ready() -> None:
         click.echo(done)
@@ -490,6 +491,21 @@ def _for_keeper(config: Config) -> tuple[bytes, str]:
     """Return what the keeper's workers mount, and where; prepare the environment for them."""
     daemon.keep_paths()
     return pickle.dumps(config), config.mount.directory
+
+
+def _kept_by_manager(config: Config) -> dict[str, int]:
+    """Return what the service manager has kept of a mount to go on with; {}: there is none."""
+    found = stored.take(os.environ)
+    if found is None:
+        return {}
+    manager = keeper.ServiceManager(os.environ.get("NOTIFY_SOCKET", ""), {})
+    kept = stored.go_on(config, manager, found)
+    if not isinstance(kept, str):
+        return kept
+    if kept:
+        what = "the mount that the service manager has kept cannot go on"
+        click.echo(f"{what} ({printable(kept)}): it is unmounted, and mounted anew", err=True)
+    return {}
 
 
 def _check(config: Config, *, as_json: bool) -> int:

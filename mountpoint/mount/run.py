@@ -217,6 +217,7 @@ def _serve(
         if binding.is_over():
             streams.end()
 
+    upgrade = None if link is None else Upgrade(link, filesystem, meters)
     receivers = binding.Receivers(nudge_workers)
     killed = binding.KilledPrograms(filesystem.give_up)
     answers = ControlCommands(
@@ -229,7 +230,7 @@ def _serve(
         data_plane=client.data_plane,
         cache=cache,
         restarts=None if turn is None else turn.restarts,
-        upgrade=None if link is None else Upgrade(link, filesystem, meters),
+        upgrade=upgrade,
     )
     sweeps = [each.sweep for each in (streams, uploads, filesystem, receivers, killed, answers)]
     sweeps += [each.sweep for each in (cache, shared) if each is not None]
@@ -242,7 +243,7 @@ def _serve(
         binding.take(config.mount.descriptor)
     if turn is not None:
         turn.prepare(writes=staging is not None)
-    watcher.mounting(interrupt)
+    watcher.mounting(interrupt, None if upgrade is None else upgrade.leave)
     if turn is not None and turn.died:
         threading.Thread(
             target=abort_uploads_of,

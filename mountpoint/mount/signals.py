@@ -13,7 +13,8 @@ Before there is a mount the process just ends: there is nothing to clean up. If 
 ignore SIGHUP or SIGINT (nohup, a script's `&`), they stay ignored.
 
 SIGUSR2 makes the same thread write a report, at any time, and changes nothing. (dd uses SIGUSR1
-for this, but llfuse uses that one to nudge.)
+for this, but llfuse uses that one to nudge.) SIGURG, which programs ignore by default, is the
+keeper's: the mount is to be handed over (`kept/upgrade`).
 """
 
 import ctypes
@@ -28,6 +29,7 @@ log = structlog.get_logger(__name__)
 
 ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 ASKING = signal.SIGUSR2
+LEAVING = signal.SIGURG
 
 #: How often llfuse's threads are nudged, in seconds. A nudge is lost if it comes between a thread's
 #: check of the flag and its next system call.
@@ -40,7 +42,7 @@ WORKERS = "fuse-worker-"
 class SignalWatcher:
     """Takes the signals. Create it in the main thread, before any other thread.
 
-    `report` is called for each SIGUSR2 until the mount ends.
+    `report` is called for each SIGUSR2 until the mount ends, `leave` for a SIGURG while it serves.
     """
 
     def __init__(self, report: Callable[[], None]) -> None:
@@ -48,6 +50,7 @@ class SignalWatcher:
         self._report = report
         # mutable
         self._interrupt: Callable[[], None] | None = None
+        self._leave: Callable[[], None] | None = None
         self._serving = threading.Event()
         self._ended = threading.Event()
         # constants
@@ -55,15 +58,18 @@ class SignalWatcher:
         # A blocked signal stays pending even if it is ignored (sigwait(3)), and llfuse does not
         # leave it ignored.
         ignored = {each for each in ENDING if signal.getsignal(each) == signal.SIG_IGN}
-        self._taken = ENDING - ignored | {signal.SIGTERM, ASKING}
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING | {ASKING})
+        self._taken = ENDING - ignored | {signal.SIGTERM, ASKING, LEAVING}
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING | {ASKING, LEAVING})
         # llfuse restores the handler that was here before, and a nudge may come late.
         signal.signal(signal.SIGUSR1, _nothing)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
-    def mounting(self, interrupt: Callable[[], None]) -> None:
+    def mounting(
+        self, interrupt: Callable[[], None], leave: Callable[[], None] | None = None
+    ) -> None:
         """Make a signal unmount from now on: it calls `interrupt` and ends the main loop."""
         self._interrupt = interrupt
+        self._leave = leave
 
     def serving(self) -> None:
         """Note that the main loop has begun, so llfuse's handlers are in place."""
@@ -74,8 +80,11 @@ class SignalWatcher:
         self._ended.set()
 
     def _watch(self) -> None:
-        while (number := signal.sigwait(self._taken)) == ASKING:
-            self._report()
+        while (number := signal.sigwait(self._taken)) in (ASKING, LEAVING):
+            if number == ASKING:
+                self._report()
+            elif self._leave is not None:  # it waits for writers; other signals are taken meanwhile
+                threading.Thread(target=self._leave, name="leave", daemon=True).start()
         if self._interrupt is None:
             os._exit(128 + number)
         log.info("ending the mount", signal=signal.Signals(number).name)

@@ -112,6 +112,59 @@ def test_killed(configured: Machine) -> None:
         assert configured.run("cat", f"{DIRECTORY}/file") == "content"
 
 
+#: A program that has a file open, and reads from it again and again, past the kernel's cache.
+READER = """
+import os, time
+file = os.open("/mnt/data/file", os.O_RDONLY | os.O_DIRECT)
+while not os.path.exists("/run/end"):
+    assert os.pread(file, 4096, 0) == b"content"
+    with open("/run/reads", "a") as reads:
+        reads.write("x")
+os.close(file)
+"""
+
+
+def test_kept(configured: Machine, server: SeaweedFS) -> None:
+    """With --keep-alive an open file outlives all processes of the service, and its restart.
+
+    A stop unmounts nevertheless.
+    """
+    configure(configured, server, "--keep-alive")
+    configured.write("/srv/reader.py", READER)
+    configured.boot()
+    configured.run("systemctl", "start", SERVICE)
+    run = ("systemd-run", "--unit=reader", "--remain-after-exit")
+    configured.run(*run, "python3", "/srv/reader.py")
+
+    def count() -> int:
+        return len(configured.run("cat", "/run/reads", check=False))
+
+    def goes_on() -> None:
+        before = count()
+        eventually(lambda: count() > before + 100, within_s=60)
+
+    eventually(lambda: configured.run("ls", "/run").count("reads") == 1)
+    goes_on()
+    configured.run("systemctl", "kill", "--kill-who=all", "--signal=KILL", SERVICE)
+    eventually(lambda: configured.show(SERVICE, "NRestarts") == "1", within_s=30)
+    wait_for(configured, SERVICE, "active")
+    goes_on()
+    configure(configured, server, "--keep-alive", "--read-timeout", "30")
+    configured.run("systemctl", "restart", SERVICE)
+    goes_on()
+    assert configured.state(SERVICE) == "active"
+    assert configured.mounts() == [DIRECTORY]
+    journal = configured.run("journalctl", "--unit", SERVICE)
+    assert "cannot go on" not in journal
+    assert "removed the dead mount" not in journal
+    configured.run("touch", "/run/end")
+    eventually(lambda: configured.show("reader", "SubState") == "exited")
+    assert configured.show("reader", "Result") == "success"
+    configured.run("systemctl", "stop", SERVICE)
+    assert configured.mounts() == []
+    assert configured.show(SERVICE, "NFileDescriptorStore") == "0"
+
+
 def test_mounts_of_other_processes_stay(configured: Machine, server: SeaweedFS) -> None:
     """A working mount of another process stays."""
     configured.boot()

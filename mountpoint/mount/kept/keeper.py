@@ -28,6 +28,11 @@ To a worker:
 The end of the socket is the worker's death. The kernel says whether the mount has ended, too
 (POLLERR): so each way to unmount ends the keeper as well, with the worker's exit code. A worker
 that hands the mount over is killed, because any other way to end it would unmount.
+
+In the foreground systemd is the keeper's keeper (`ServiceManager`): it keeps the same descriptors,
+and the keeper that it starts next goes on (`stored`). That is the case after both processes have
+died, and after a restart of the service, which SIGURG announces before the signal that ends it. Any
+other end takes the descriptors back.
 """
 
 import contextlib
@@ -52,6 +57,7 @@ CANCEL = b"C"
 GO = b"G"
 
 MAX_MESSAGE_BYTES = 4096
+MAX_STATE_BYTES = 1 << 16
 
 PR_SET_DUMPABLE = 4
 
@@ -68,6 +74,13 @@ NOTIFY_S = 5.0
 
 #: Signals for the worker: it ends the mount, or logs its counters.
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+
+#: To the keeper: the next signal that ends it is a restart of the service, so the mount has to
+#: stay. To the worker: hand the mount over. Programs that do not know it ignore it.
+LEAVE = signal.SIGURG
+
+#: What is kept besides the mount's state, in the order in which workers send it.
+KINDS = ("device", "requests", "log")
 
 #: Exit codes of a worker that was told to end.
 ENDED = tuple(128 + number for number in FORWARDED[:3])
@@ -88,34 +101,106 @@ def start(config: bytes, directory: str, status: int) -> int:
 
     `config` is for the worker.
     """
-    command, config_file = _command(config, directory, status, "")
+    files = {"config": _file("config", config), "state": _file("state", b"{}")}
+    command = _command(directory, {**files, "status": status, "done": "", "stored": {}})
     os.set_inheritable(status, True)
     # An ignored signal concerns a terminal, which the keeper leaves.
     heard = (signal.SIGINT, signal.SIGHUP)
     try:
         return os.posix_spawn(command[0], command, os.environ, setsigmask=(), setsigdef=heard)
     finally:
-        os.close(config_file)
+        for file in files.values():
+            os.close(file)
 
 
-def become(config: bytes, directory: str, done: str) -> NoReturn:
-    """Become the keeper of a mount in the foreground; it prints `done` when it is mounted."""
-    command, _ = _command(config, directory, None, done)
+def become(
+    config: bytes, directory: str, done: str, terms: dict[str, Any], stored: dict[str, int]
+) -> NoReturn:
+    """Become the keeper of a mount in the foreground; it prints `done` when it is mounted.
+
+    `stored`: what the service manager has kept of a mount to go on with, by name (`stored`); {}:
+    there is none. `terms`: what the next mount must have in common with this one to go on with it.
+    """
+    by_kind = {kind_of(name): descriptor for name, descriptor in stored.items()}
+    state = by_kind.get("state") or _file("state", json.dumps({"terms": terms}).encode())
+    for descriptor in stored.values():
+        os.set_inheritable(descriptor, True)
+    files = {"config": _file("config", config), "state": state}
+    command = _command(directory, {**files, "status": None, "done": done, "stored": stored})
     os.execv(command[0], command)
 
 
-def _command(config: bytes, directory: str, status: int | None, done: str) -> tuple[list[str], int]:
-    """Return the command of a keeper, and a descriptor that it inherits."""
-    config_file = os.memfd_create("mount-s3 config", 0)
-    os.write(config_file, config)
-    settings = {
-        "worker": [sys.executable, *WORKER, directory],
-        "config": config_file,
-        "directory": directory,
-        "status": status,
-        "done": done,
-    }
-    return [sys.executable, *KEEPER, json.dumps(settings), directory], config_file
+def kind_of(name: str) -> str:
+    """Return the kind of a descriptor that the service manager keeps by this name."""
+    return name.rpartition("-")[0]
+
+
+def _command(directory: str, settings: dict[str, Any]) -> list[str]:
+    """Return the command of a keeper."""
+    settings |= {"worker": [sys.executable, *WORKER, directory], "directory": directory}
+    return [sys.executable, *KEEPER, json.dumps(settings), directory]
+
+
+def _file(name: str, content: bytes) -> int:
+    """Return the descriptor of a file in memory that a keeper inherits."""
+    file = os.memfd_create(f"mount-s3 {name}", 0)
+    os.write(file, content)
+    return file
+
+
+class ServiceManager:
+    """systemd, or what else listens at `address` (sd_notify(3)); nobody if that is "".
+
+    It keeps descriptors for the next keeper, under a name of kind and number. `stored` are those
+    that it has. If it does not work, the mount goes on without it.
+    """
+
+    def __init__(self, address: str, stored: dict[str, int]) -> None:
+        # constants
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        # mutable: number and inode of what it keeps, by kind
+        self._kept: dict[str, tuple[int, int]] = {}
+        for name, descriptor in stored.items():
+            number = int(name.rpartition("-")[2])
+            self._kept[kind_of(name)] = number, os.fstat(descriptor).st_ino
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it was asked to keep anything; it does so if the service is configured for it."""
+        return bool(self._kept)
+
+    def tell(self, message: str, descriptors: tuple[int, ...] = ()) -> None:
+        """Send it a message. It must come from the service's main process."""
+        if not self._address:
+            return
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        ):
+            manager.settimeout(NOTIFY_S)
+            manager.connect(self._address)
+            socket.send_fds(manager, [message.encode()], list(descriptors))
+
+    def keep(self, files: dict[str, int]) -> None:
+        """Have it keep these files, by kind, in place of other ones of their kinds."""
+        for kind, descriptor in files.items():
+            number, before = self._kept.get(kind, (0, 0))
+            inode = os.fstat(descriptor).st_ino
+            if inode != before and self._address:
+                self.tell(f"FDSTORE=1\nFDNAME={kind}-{number + 1}", (descriptor,))
+                self._kept[kind] = number + 1, inode
+                if number:  # only now: there is always one
+                    self.drop(f"{kind}-{number}")
+
+    def drop(self, name: str) -> None:
+        """Have it close a descriptor."""
+        self.tell(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+    def drop_all(self) -> None:
+        """Have it close all descriptors."""
+        for kind, (number, _) in self._kept.items():
+            self.drop(f"{kind}-{number}")
+        self._kept = {}
 
 
 class Worker:
@@ -174,7 +259,8 @@ class Keeper:
 
     `settings`: `worker`, the command that starts a worker; `config`, a descriptor for it;
     `directory`; `status`, a descriptor on which `daemon` waits, or None in the foreground, and then
-    `done`, the text to print when the mount serves requests.
+    `done`, the text to print when the mount serves requests; `state`, the descriptor of a file with
+    what the next keeper has to know; `stored`, what the one before has left (`become`).
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -183,25 +269,36 @@ class Keeper:
         self._config: int = settings["config"]
         self._directory: str = settings["directory"]
         self._done: str = settings["done"]
-        self._notify = os.environ.pop("NOTIFY_SOCKET", "")
+        self._state: int = settings["state"]
         _keep_private()
         # mutable
         self._status: int | None = settings["status"]
         self._background = self._status is not None
         if self._background:
-            _close_inherited(keep=(self._config, settings["status"]))
-        os.set_inheritable(self._config, False)
-        self._kept: list[int] = []  # /dev/fuse, requests, log
+            _close_inherited(keep=(self._config, self._state, settings["status"]))
+        stored: dict[str, int] = settings["stored"]
+        for descriptor in (self._config, self._state, *stored.values()):
+            os.set_inheritable(descriptor, False)
+        notify = os.environ.pop("NOTIFY_SOCKET", "")
+        self._manager = ServiceManager("" if self._background else notify, stored)
+        by_kind = {kind_of(name): descriptor for name, descriptor in stored.items()}
+        self._kept = [by_kind[kind] for kind in KINDS if kind in by_kind]
         self._worker: Worker | None = None
         self._next: Worker | None = None  # of another version
-        self._facts = {"restarts": 0, "died": 0, "upgraded": False}
+        # What the next worker is told, of the one before, and what a mount must be to go on.
+        self._facts: dict[str, Any] = {"restarts": 0, "died": 0, "upgraded": False}
+        self._terms: dict[str, Any] = {}
+        self._load_state()
         self._ready_s: float | None = None  # when the worker began to serve (monotonic clock)
         self._ending = False
-        self._woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        self._may_leave = False  # the next signal is a restart of the service
+        self._leaving = False
+        self._woken, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         for number in FORWARDED:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 signal.signal(number, self._forward)
+        signal.signal(LEAVE, self._forward)
 
     def run(self) -> int:
         """Keep workers until the mount has ended; return the exit code."""
@@ -209,14 +306,20 @@ class Keeper:
             return self._keep_alive()
         finally:
             self._end_next()
+            if not self._leaving:
+                self._manager.drop_all()
 
     def _keep_alive(self) -> int:
         failures = 0
         while True:
             self._worker = self._next or self._started()
             self._next = None
+            if self._ending or self._leaving:  # the signal came before there was this worker
+                os.kill(self._worker.pid, signal.SIGKILL)
+            self._note_state(self._facts | self._after(self._worker))
             code = self._serve(self._worker)
             if not self._is_mounted():
+                self._leaving = False
                 return code
             # A worker that is told to end while it starts does not unmount.
             self._ending = self._ending or code in ENDED
@@ -226,7 +329,11 @@ class Keeper:
                 self._say(GAVE_UP.format(failures=failures, directory=self._directory))
             elif not self._ending and failures > 1:
                 self._pause(min(FIRST_PAUSE_S * 2 ** (failures - 2), LONGEST_PAUSE_S))
+            if self._leaving:
+                self._note_state(self._facts)
+                return 0
             if self._ending or failures > MAX_FAILURES:
+                self._manager.drop_all()
                 self._unmount()
                 return 1 if failures > MAX_FAILURES else 0
 
@@ -255,11 +362,14 @@ class Keeper:
                 alive = self._follow(worker)
         self._worker = None  # a signal may come while it is reaped
         code = worker.end()
-        self._facts["died"] = worker.pid
-        self._facts["upgraded"] = self._next is not None
-        if self._next is None:
-            self._facts["restarts"] += 1
+        upgraded = self._next is not None or self._leaving
+        self._facts |= self._after(worker, upgraded=upgraded)
         return code
+
+    def _after(self, worker: Worker, *, upgraded: bool = False) -> dict[str, Any]:
+        """Return what the next worker is told when this one has ended."""
+        restarts = self._facts["restarts"] + (not upgraded)
+        return {"restarts": restarts, "died": worker.pid, "upgraded": upgraded}
 
     def _follow(self, worker: Worker) -> bool:
         """Handle the worker's next message; False if it has died."""
@@ -269,8 +379,10 @@ class Keeper:
         elif kind == READY:
             self._keep(descriptors)
             self._serving()
+            self._store()
         elif kind == LOG:
             self._keep([*self._kept[:2], *descriptors])
+            self._store()
         elif kind == FAILED and not self._kept:
             self._failed(text)
         elif kind == UPGRADE:
@@ -311,6 +423,22 @@ class Keeper:
             os.close(descriptor)
         self._kept = descriptors
 
+    def _store(self) -> None:
+        """Have the service manager keep what the next keeper needs."""
+        if self._kept and not self._ending:
+            self._manager.keep(dict(zip(KINDS, self._kept, strict=True)) | {"state": self._state})
+
+    def _load_state(self) -> None:
+        """Go on from what the keeper before has noted."""
+        noted = json.loads(os.pread(self._state, MAX_STATE_BYTES, 0))
+        self._terms = noted.pop("terms", {})
+        self._facts |= noted
+
+    def _note_state(self, facts: dict[str, Any]) -> None:
+        """Note what the next keeper has to know, in one write(2): this one may be killed."""
+        text = json.dumps({"terms": self._terms, **facts}).encode()
+        os.pwrite(self._state, text.ljust(os.fstat(self._state).st_size), 0)
+
     def _serving(self) -> None:
         """Note that the worker serves; the first time, detach and tell the caller."""
         self._ready_s = time.monotonic()
@@ -326,7 +454,7 @@ class Keeper:
             os.close(status)
         elif self._done:
             print(self._done, flush=True)
-            self._notify_manager(self._done)
+            self._manager.tell(f"READY=1\nSTATUS={self._done}")
             self._done = ""
 
     def _failed(self, text: bytes) -> None:
@@ -346,19 +474,6 @@ class Keeper:
         os.close(null)
         os.chdir("/")
 
-    def _notify_manager(self, status: str) -> None:
-        """Tell systemd, whose messages must come from its service's main process."""
-        if not self._notify:
-            return
-        address = "\0" + self._notify[1:] if self._notify.startswith("@") else self._notify
-        # The mount works without it.
-        with (
-            contextlib.suppress(OSError),
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
-        ):
-            manager.settimeout(NOTIFY_S)
-            manager.sendto(f"READY=1\nSTATUS={status}".encode(), address)
-
     def _is_mounted(self) -> bool:
         if not self._kept:
             return False
@@ -371,13 +486,36 @@ class Keeper:
         poll = select.poll()
         poll.register(self._woken, select.POLLIN)
         until_s = time.monotonic() + pause_s
-        while not self._ending and (left_s := until_s - time.monotonic()) > 0:
+        while not (self._ending or self._leaving) and (left_s := until_s - time.monotonic()) > 0:
             if poll.poll(left_s * 1000):
-                os.read(self._woken, 4096)
+                self._look_for_leave()
 
     def _forward(self, number: int, _frame: FrameType | None = None) -> None:
-        self._ending = self._ending or number != signal.SIGUSR2
+        # Of signals that come at about the same time, the interpreter handles the lowest one first.
+        self._look_for_leave()
+        os.write(self._wake, b"\0")
+        if number == LEAVE:
+            return
+        if number != signal.SIGUSR2:
+            if self._may_leave and not self._ending:
+                self._leave()
+                return
+            self._ending = True
+            self._manager.drop_all()  # if this process is killed next, the mount shall not go on
         if self._worker is not None:
+            os.kill(self._worker.pid, number)
+
+    def _look_for_leave(self) -> None:
+        """Look which signals have come, in their order."""
+        with contextlib.suppress(BlockingIOError):
+            if LEAVE in os.read(self._woken, 4096):
+                self._may_leave = self._manager.keeps
+
+    def _leave(self) -> None:
+        """End, and leave the mount to the next keeper."""
+        self._leaving = True
+        if self._worker is not None:  # one that does not serve yet has nothing to finish
+            number = signal.SIGKILL if self._ready_s is None else LEAVE
             os.kill(self._worker.pid, number)
 
     def _unmount(self) -> None:

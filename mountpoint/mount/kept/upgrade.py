@@ -4,17 +4,25 @@ The worker of that version is prepared first: if it cannot reach S3, nothing has
 process waits for a moment in which no file is being streamed to S3 and no operation changes
 anything, lets new requests wait, and has itself killed. The kernel sends those requests to the next
 worker.
+
+A restart of the service is the same without that worker: systemd has the mount until it has started
+the next keeper.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import NoReturn
+
+import structlog
 
 from mountpoint.errors import MountError
 from mountpoint.fs.filesystem import FileSystem
 from mountpoint.fuse import binding
 from mountpoint.metrics.recorder import Meters
 from mountpoint.mount.kept.link import Link
+
+log = structlog.get_logger(__name__)
 
 #: Operations that the next worker could not repeat, or whose result it would not know.
 CHANGES = (
@@ -33,6 +41,8 @@ CHANGES = (
 )
 #: How long to wait for a moment without changes, in seconds. Others cannot use the control socket.
 QUIET_S = 5.0
+#: The same for a restart of the service, which waits for nothing else.
+LEAVE_S = 30.0
 #: How long requests may wait for operations in progress.
 HOLD_S = 0.5
 POLL_S = 0.002
@@ -59,16 +69,31 @@ class Upgrade:
             )
         self._link.prepare_upgrade()
         try:
-            self._wait_until_quiet()
+            self._wait_until_quiet(QUIET_S)
             self._link.hand_over()
         except BaseException:
             binding.hold(False)
             self._link.cancel_upgrade()
             raise
 
-    def _wait_until_quiet(self) -> None:
+    def leave(self) -> None:
+        """Leave the mount to the next keeper; this process is killed.
+
+        Files that are still being streamed then are lost with it.
+        """
+        with contextlib.suppress(MountError):
+            self._wait_until_quiet(LEAVE_S)
+        log.info("the mount is left to the service manager")
+        binding.hold(True)
+        try:
+            self._link.hand_over()
+        except MountError as error:
+            binding.hold(False)
+            log.warning("the mount could not be left", reason=error.what)
+
+    def _wait_until_quiet(self, patience_s: float) -> None:
         """Return while requests wait, and nothing is being changed. Raises MountError."""
-        until_s = time.monotonic() + QUIET_S
+        until_s = time.monotonic() + patience_s
         while time.monotonic() < until_s:
             if not _eventually(lambda: not self._filesystem.needs_process(), until_s):
                 break

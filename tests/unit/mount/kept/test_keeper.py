@@ -7,8 +7,10 @@ mounted any more.
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,8 @@ class World:
         served_s: float = 0.0,
         pause_s: float = 0.001,
         started: str = "pass",
+        notify: str = "",
+        stored: dict[str, int] | None = None,
     ) -> None:
         worker = WORKER.replace("STARTED", started)
         self.log = folder / "log"
@@ -80,20 +84,27 @@ class World:
         self.status, status = os.pipe()
         config = os.memfd_create("config", 0)
         os.write(config, b"the config")
+        #: What it leaves to the next keeper.
+        self.state = os.memfd_create("state", 0) if stored is None else stored["state-1"]
+        if stored is None:
+            os.write(self.state, b'{"terms": {"BUCKET": "a"}}')
         settings = {
             "worker": [sys.executable, "-c", f"LOG = {str(self.log)!r}\n{worker}\n{body}", "/mnt"],
             "config": config,
             "directory": "/mnt",
-            "status": status,
-            "done": "",
+            "status": None if notify else status,
+            "done": "done" if notify else "",
+            "state": self.state,
+            "stored": stored or {},
         }
         names = {"LOG": str(self.log), "SERVED_S": served_s, "PAUSE_S": pause_s}
         names["FOLDER"] = str(Path(keeper.__file__).parent)
         constants = "\n".join(f"{name} = {value!r}" for name, value in names.items())
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", f"{constants}\n{KEEPER}", json.dumps(settings)],
-            pass_fds=[config, status],
+            pass_fds=[config, status, self.state, *(stored or {}).values()],
             stdin=device,
+            env=os.environ | {"NOTIFY_SOCKET": notify},
         )
         for each in (status, config, device):
             os.close(each)
@@ -120,6 +131,7 @@ class World:
             self.process.kill()
             self.process.wait()
             os.close(self.status)
+            os.close(self.state)
 
 
 def test_the_next_worker_goes_on(tmp_path: Path) -> None:
@@ -308,3 +320,130 @@ if not first and not os.path.exists(LOG + ".died"):
     world.unmount()
     assert world.end() == 7
     assert [each["restarts"] for each in world.workers()] == [0, 2]
+
+
+class Manager:
+    """A service manager, which notes what it is told."""
+
+    def __init__(self, address: Path) -> None:
+        self.address = str(address)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self.address)
+
+    def heard(self, wait_s: float = 20.0) -> tuple[str, list[int]]:
+        """The next message, with its descriptors."""
+        self._socket.settimeout(wait_s)
+        data, descriptors, _, _ = socket.recv_fds(self._socket, 4096, 4)
+        return data.decode().replace("\n", " "), descriptors
+
+    def has_heard_all(self) -> bool:
+        """Whether there is no other message."""
+        try:
+            self.heard(0.0)
+        except BlockingIOError:
+            return True
+        return False
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    manager = Manager(tmp_path / "notify")
+    yield manager
+    manager.close()
+
+
+def content(descriptor: int) -> bytes:
+    return os.pread(descriptor, 1000, 0)
+
+
+def test_the_service_manager_keeps_files(manager: Manager) -> None:
+    """A file that takes another one's place is there before that one is gone."""
+    files = {name: os.memfd_create(name) for name in ("log", "state", "other")}
+    for name, file in files.items():
+        os.write(file, name.encode())
+    told = keeper.ServiceManager(manager.address, {})
+    told.keep({"log": files["log"], "state": files["state"]})
+    for name in ("log", "state"):
+        said, (file,) = manager.heard()
+        assert (said, content(file)) == (f"FDSTORE=1 FDNAME={name}-1", name.encode())
+        os.close(file)
+    told.keep({"log": files["other"], "state": files["state"]})
+    said, (file,) = manager.heard()
+    assert (said, content(file)) == ("FDSTORE=1 FDNAME=log-2", b"other")
+    os.close(file)
+    assert manager.heard() == ("FDSTOREREMOVE=1 FDNAME=log-1", [])
+    told = keeper.ServiceManager(manager.address, {"log-2": files["other"]})
+    told.keep({"log": files["other"]})  # it has this one
+    told.drop_all()
+    assert manager.heard() == ("FDSTOREREMOVE=1 FDNAME=log-2", [])
+    assert manager.has_heard_all()
+    for file in files.values():
+        os.close(file)
+
+
+def test_a_service_manager_that_is_gone(tmp_path: Path) -> None:
+    """The mount goes on without it."""
+    keeper.ServiceManager(str(tmp_path / "nobody"), {}).keep({"log": 0})
+    keeper.ServiceManager("", {}).tell("READY=1")
+
+
+#: Serves, and hands the mount over when it is told to.
+LEAVES = """
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGURG, 15])
+ready()
+number = signal.sigwait([signal.SIGURG, 15])
+if number == 15:
+    serve(7)
+link.send(b"H")
+signal.pause()
+"""
+
+
+def test_a_restart_of_the_service(tmp_path: Path, manager: Manager) -> None:
+    """The mount is left to the service manager, and the next keeper goes on with it."""
+    world = World(tmp_path, LEAVES, notify=manager.address)
+    assert manager.heard() == ("READY=1 STATUS=done", [])
+    stored = {}
+    for kind in ("device", "requests", "log", "state"):
+        said, (file,) = manager.heard()
+        assert said == f"FDSTORE=1 FDNAME={kind}-1"
+        stored[f"{kind}-1"] = file
+    world.process.send_signal(signal.SIGURG)
+    world.process.send_signal(signal.SIGTERM)
+    assert world.end() == 0
+    assert not world.has_unmounted()
+    assert manager.has_heard_all()
+    first = world.workers()[0]["pid"]
+    left = json.loads(content(stored["state-1"]))
+    assert left == {"terms": {"BUCKET": "a"}, "restarts": 0, "died": first, "upgraded": True}
+
+    again = tmp_path / "again"
+    again.mkdir()
+    following = World(again, LEAVES, notify=manager.address, stored=stored)
+    assert manager.heard() == ("READY=1 STATUS=done", [])
+    (worker,) = following.workers()
+    assert (worker["takes_over"], worker["kept"]) == (True, 3)
+    assert (worker["died"], worker["upgraded"], worker["restarts"]) == (first, True, 0)
+    following.process.send_signal(signal.SIGTERM)
+    for kind in ("device", "requests", "log", "state"):
+        assert manager.heard() == (f"FDSTOREREMOVE=1 FDNAME={kind}-1", [])
+    world.unmount()
+    assert following.end() == 7
+    following.unmount()
+    assert manager.has_heard_all()
+
+
+def test_a_keeper_that_was_killed(tmp_path: Path, manager: Manager) -> None:
+    """The next one knows which worker died with it, and counts a restart."""
+    world = World(tmp_path, "ready(); serve(7)", notify=manager.address)
+    assert manager.heard() == ("READY=1 STATUS=done", [])
+    files = [manager.heard()[1] for _ in range(4)]
+    world.process.kill()
+    world.end()
+    worker = world.workers()[0]["pid"]
+    left = json.loads(content(files[3][0]))
+    assert (left["died"], left["restarts"], left["upgraded"]) == (worker, 1, False)
+    world.unmount()
