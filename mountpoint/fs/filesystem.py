@@ -43,6 +43,7 @@ from mountpoint.fs.writes.rename import Renamer
 from mountpoint.fs.writes.reopen import ReopenedInodes
 from mountpoint.fs.writes.unlink import Remover
 from mountpoint.listing import tree
+from mountpoint.native._lane import unregister
 from mountpoint.read.stream import Bytes
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.system.memory import drop_leftovers, give_back
@@ -248,6 +249,13 @@ class FileSystem:
         inode = self._inodes.looked_up(directory, *known)
         return self._attribute_view.attributes(inode, inode.fresh_until_s - time.monotonic())
 
+    def close_unknown_directory(self, request: int) -> None:
+        """Close the directory that a dead process has opened for a request that comes again."""
+        number = self._open_directories.made_for(request)
+        if number is not None:
+            with contextlib.suppress(BadHandle):  # that was done before
+                self.releasedir(number)
+
     def releasedir(self, number: HandleNumber) -> None:
         """Close a directory."""
         self._directories.close(self._open_directories.remove(number))
@@ -289,6 +297,27 @@ class FileSystem:
             raise IsADirectory()
         open_it = partial(self._opener.open, inode, flags, process)
         return self._files.add(self._reopened.up_to_date(inode, thread, open_it))
+
+    def opened_before(
+        self, request: int, *, creates: bool = False
+    ) -> tuple[HandleNumber, Attributes] | None:
+        """Return the file that a dead process has opened for a request that comes again.
+
+        The kernel knows nothing of it. If it is staged, it is there, and the handle is the answer.
+        Any other is closed: a file to read may have a newer version by now, and one that was
+        to be streamed is lost. `creates`: the request also looks the file up.
+        """
+        number = self._files.made_for(request)
+        inode = None if number is None else self.inode_of_file(number)
+        if number is None or inode is None:
+            return None
+        if self._local.writer(inode) is not None:
+            return number, self._attribute_view.attributes(inode, 0.0)
+        unregister(number)
+        self.release(number)
+        if creates:
+            self.forget(inode.number, 1)
+        return None
 
     def read(self, number: HandleNumber, offset: int, size: int) -> Bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the file."""

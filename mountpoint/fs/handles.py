@@ -77,6 +77,7 @@ class HandleTable(Generic[H]):
         self._note = note
         # mutable
         self._handles: dict[HandleNumber, H] = {}
+        self._made_for: dict[int, HandleNumber] = {}
         self._numbers = itertools.count(1)
 
     def add(self, handle: H) -> HandleNumber:
@@ -87,9 +88,13 @@ class HandleTable(Generic[H]):
             self._note(number, handle)
         return number
 
-    def restore(self, handles: dict[HandleNumber, H]) -> None:
-        """Add the handles of another process of this mount, before all others."""
+    def restore(self, handles: dict[HandleNumber, H], made_for: dict[int, HandleNumber]) -> None:
+        """Add the handles of another process of this mount, before all others.
+
+        `made_for`: those handles by the number of the request for which they were made.
+        """
         self._handles.update(handles)
+        self._made_for = made_for
         self._numbers = itertools.count(max(handles, default=0) + 1)
 
     def get(self, number: HandleNumber) -> H:
@@ -101,6 +106,10 @@ class HandleTable(Generic[H]):
 
     def __len__(self) -> int:
         return len(self._handles)
+
+    def made_for(self, request: int) -> HandleNumber | None:
+        """Return the handle that another process has made for a request, and has not answered."""
+        return self._made_for.get(request)
 
     def replace(self, handle: H, other: H) -> None:
         """Give the number of a handle that is open to another handle."""

@@ -103,6 +103,7 @@ from mountpoint.fuse._survival cimport (
     is_repeated,
     keep_init,
     keep_request,
+    number_of,
     resumed,
     resuming,
     take_init,
@@ -157,6 +158,7 @@ cdef extern from *:
         int64_t large_ns;           /* when the last large request filled it, or 0 */
         uint32_t pid;               /* the thread that sent the request */
         int repeated;               /* whether a dead process had taken it, too */
+        uint64_t number;            /* that of the request; the same if it is repeated */
         uint64_t opens;             /* its `unique` if it is an OPEN or CREATE, else 0 */
         uint32_t flags;             /* flags that its answer gets besides libfuse's */
         uint32_t rename_flags;      /* those of renameat2(2), if it is a RENAME */
@@ -172,6 +174,7 @@ cdef extern from *:
         int64_t large_ns
         uint32_t pid
         int repeated
+        uint64_t number
         uint64_t opens
         uint32_t flags
         uint32_t rename_flags
@@ -223,6 +226,7 @@ cdef public int fuse_session_receive_buf(
     cdef int size
     cdef void* channel_of_libfuse = chp[0]
     served.pid = 0
+    served.number = 0
     served.opens = 0
     forget_listed()
     while True:
@@ -310,6 +314,7 @@ cdef void note(const char* request, int size, void* theirs) noexcept nogil:
     cdef const InHeader* header = <const InHeader*>request
     served.pid = header.pid
     served.repeated = is_repeated(header)
+    served.number = number_of(header)
     if header.opcode == OPEN and size >= <int>(sizeof(InHeader) + sizeof(OpenIn)):
         served.opens = header.unique
         served.flags = flags_of_open((<const OpenIn*>(request + sizeof(InHeader))).flags)
@@ -516,6 +521,11 @@ def request_pid():
 def is_repeated_request():
     """Whether a process that has died had taken the request that this thread serves, too."""
     return bool(served.repeated)
+
+
+def request_number():
+    """Return the number of the request that this thread serves, the same if it is repeated; or 0."""
+    return served.number
 
 
 def rename_flags():

@@ -10,4 +10,5 @@ cdef void resumed(int descriptor) noexcept nogil
 cdef void keep_request(const InHeader* header) noexcept nogil
 cdef int send_header(int descriptor, uint64_t unique, int error) noexcept nogil
 cdef bint is_repeated(const InHeader* header) noexcept nogil
+cdef uint64_t number_of(const InHeader* header) noexcept nogil
 cdef void wait_while_held() noexcept nogil

@@ -164,6 +164,11 @@ cdef bint is_repeated(const InHeader* header) noexcept nogil:
     return header.unique & RESENT != 0
 
 
+cdef uint64_t number_of(const InHeader* header) noexcept nogil:
+    """Return a number for the request, the same for each process that takes it."""
+    return header.unique & ~RESENT
+
+
 def keep(int memory, bint resume):
     """Keep INIT and requests in `memory`, a descriptor of at least `KEPT_BYTES`, from now on.
 

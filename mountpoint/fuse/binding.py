@@ -47,6 +47,7 @@ __all__ = [
     "reads_in_lane",
     "rename_flags",
     "repeats",
+    "request_number",
     "request_pid",
     "serve_lane",
     "set_listed",
@@ -153,6 +154,14 @@ def hold(yes: bool) -> None:
 def is_repeated() -> bool:
     """Whether a process that has died may have carried out the request that this thread serves."""
     return _channel.is_repeated_request()
+
+
+def request_number() -> int:
+    """Return the number of the request that this thread serves; 0 if it is not known.
+
+    If the request is repeated for another process of the mount, that one gets the same number.
+    """
+    return _channel.request_number()
 
 
 def is_abandoned() -> bool:

@@ -45,6 +45,7 @@ from mountpoint.fuse.binding import (
     listing_room,
     llfuse,
     rename_flags,
+    request_number,
     request_pid,
     set_listed,
 )
@@ -202,6 +203,8 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     @operation("inode", undo=_close_directory)
     def opendir(self, inode: InodeNumber, ctx: RequestContext) -> HandleNumber:
         """See FileSystem."""
+        if is_repeated():
+            self._fs.close_unknown_directory(request_number())
         return self._fs.opendir(inode, ctx.pid)
 
     @operation("directory")
@@ -262,7 +265,8 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         self, parent: InodeNumber, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[HandleNumber, EntryAttributes]:
         """See FileSystem. The kernel has already applied the process's umask."""
-        handle, attributes = self._fs.create(
+        before = self._fs.opened_before(request_number(), creates=True) if is_repeated() else None
+        handle, attributes = before or self._fs.create(
             parent, name, flags, process_of(ctx.pid), _of_new(mode, ctx)
         )
         entry = _entry_attributes(attributes)
@@ -293,7 +297,8 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         """See FileSystem."""
         writes = flags & (os.O_ACCMODE | os.O_TRUNC)
         process = process_of(ctx.pid) if writes else ctx.pid
-        handle = self._fs.open(inode, flags, process, ctx.pid)
+        before = self._fs.opened_before(request_number()) if is_repeated() else None
+        handle = before[0] if before else self._fs.open(inode, flags, process, ctx.pid)
         file = self._fs.file(handle)
         if file.shared:
             go_direct()

@@ -56,12 +56,13 @@ def build_filesystem(
     on_damage: Callable[[InodeNumber], None] = lambda inode: None,
     drop_pages: Callable[[InodeNumber], bool] = lambda inode: True,
     session: SessionLog | None = None,
+    request: Callable[[], int] = lambda: 0,
 ) -> FileSystem:
     """Return the file system of a bucket, from `prefix` down.
 
     Files are written in the area `staging`; None: they are streamed. `on_open`, `on_damage`: see
     Opener. `drop_pages`: see Readers. `session` keeps what another process needs to go on, and has
-    what this one goes on with.
+    what this one goes on with; `request` returns the number of the request that is being served.
     """
     inodes = InodeTable(prefix, SHORT_BITS if config.inode32 else LONG_BITS, session)
     local = OverlayNames(prefix, session)
@@ -100,10 +101,10 @@ def build_filesystem(
         staged = StagedWrites(context, staging, write.part_size_bytes)
     backend: WriteBackend = staged or StreamedWrites(context)
     files: HandleTable[OpenFile] = HandleTable(
-        None if session is None else partial(note_file, session)
+        None if session is None else partial(note_file, session, request)
     )
     open_directories: HandleTable[DirectoryHandle] = HandleTable(
-        None if session is None else partial(note_listing, session)
+        None if session is None else partial(note_listing, session, request)
     )
     opener = Opener(
         client,

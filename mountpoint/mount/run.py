@@ -205,6 +205,7 @@ def _serve(
         on_damage=binding.forget_pages,
         drop_pages=binding.drop_pages,
         session=None if turn is None else turn.log,
+        request=binding.request_number,
     )
 
     def interrupt() -> None:

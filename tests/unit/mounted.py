@@ -56,6 +56,8 @@ class Mounted:
         change = {name: options.pop(name) for name in CHANGES if name in options}
         staging = options.pop("staging", None)
         session = options.pop("session", None)
+        #: The number of the request that is being served.
+        self.request = 0
         self.fs = build_filesystem(
             client,
             prefix=options.pop("prefix", b""),
@@ -67,6 +69,7 @@ class Mounted:
             uploads=self.uploads,
             retry_policy=retry_policy,
             session=session,
+            request=lambda: self.request,
         )
 
     def pass_s(self, seconds: float) -> None:

@@ -6,6 +6,7 @@ Staged files have all that was written. What was being streamed is lost with the
 handles fail until they are closed.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
 from mountpoint.errors import WriterKilled
@@ -77,8 +78,14 @@ class LostHandle:
         raise WriterKilled("mount-s3 was killed while the file was written; write it again")
 
 
-def note_file(log: SessionLog, number: HandleNumber, handle: OpenFile | None) -> None:
-    """Note the handle of an open file; None: it was closed."""
+def note_file(
+    log: SessionLog, request: Callable[[], int], number: HandleNumber, handle: OpenFile | None
+) -> None:
+    """Note the handle of an open file; None: it was closed.
+
+    `request` returns the number of the request that is being served. If the answer to it does not
+    reach the kernel, that sends the request again, and knows nothing of the handle.
+    """
     if handle is None:
         log.drop("handle", number)
         return
@@ -88,6 +95,7 @@ def note_file(log: SessionLog, number: HandleNumber, handle: OpenFile | None) ->
         "inode": inode.number,
         "parent": parent.number,
         "name": text_of(inode.name),
+        "request": request(),
     }
     if isinstance(handle, ReadHandle):
         fields |= {"version": fields_of(handle.version), "writer": handle.writer}
@@ -96,12 +104,18 @@ def note_file(log: SessionLog, number: HandleNumber, handle: OpenFile | None) ->
     log.note("handle", number, fields)
 
 
-def note_listing(log: SessionLog, number: HandleNumber, handle: DirectoryHandle | None) -> None:
-    """Note the handle of an open directory; None: it was closed."""
+def note_listing(
+    log: SessionLog,
+    request: Callable[[], int],
+    number: HandleNumber,
+    handle: DirectoryHandle | None,
+) -> None:
+    """Note the handle of an open directory, as `note_file` does."""
     if handle is None:
         log.drop("listing", number)
-    else:
-        log.note("listing", number, {"inode": handle.inode.number, "process": handle.process})
+        return
+    fields = {"inode": handle.inode.number, "process": handle.process, "request": request()}
+    log.note("listing", number, fields)
 
 
 def recover(
@@ -144,14 +158,20 @@ def recover(
         if handle.lane is not None:
             handle.lane.register(number)
         handles[HandleNumber(number)] = handle
-    files.restore(handles)
+    files.restore(handles, _made_for(log, "handle"))
     listings = {}
     for number, fields in log.records("listing").items():
         directory = found.get(fields["inode"])
         if directory is not None:
             listings[HandleNumber(number)] = directories.open(directory, fields["process"])
-    open_directories.restore(listings)
+    open_directories.restore(listings, _made_for(log, "listing"))
     return Recovered(len(found) - 1, len(handles) - lost, len(listings), lost)
+
+
+def _made_for(log: SessionLog, kind: str) -> dict[int, HandleNumber]:
+    """Return the handles of a kind by the requests for which they were made."""
+    records = log.records(kind).items()
+    return {fields.get("request", 0): HandleNumber(number) for number, fields in records}
 
 
 def _restore_directories(records: dict[int, Fields], inodes: InodeTable) -> dict[int, Inode]:

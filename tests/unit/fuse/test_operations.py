@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from mountpoint import errors
 from mountpoint.fs.inodes import ROOT, InodeNumber
+from mountpoint.fs.session.log import SessionLog, new_log
 from mountpoint.fuse import entries, operations
 from mountpoint.fuse.operations import NEW_TTL_S, Operations
 from tests.unit.fake_client import MTIME_NS, REQUEST_ID, Fault
@@ -773,3 +774,40 @@ def test_mknod_counts_one_lookup() -> None:
         made = adapter("mknod", ROOT, b"new", stat.S_IFREG | 0o644, 0, CTX)
         adapter("forget", [(made.st_ino, 1)])
         assert len(world.fs._inodes) == 1
+
+
+def test_requests_that_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a dead process has opened for them is closed first, so that nothing stays open."""
+    file = new_log()
+    try:
+        with mounted({b"a": b"content"}, session=SessionLog(file, lambda file: None)) as dead:
+            first = Adapter(dead)
+            inode = first.look(b"a").st_ino
+            calls: dict[int, tuple[Any, ...]] = {
+                5: ("open", inode, os.O_RDONLY, CTX),
+                6: ("create", ROOT, b"new", 0o644, os.O_WRONLY, CTX),
+                7: ("opendir", ROOT, CTX),
+            }
+            for dead.request, call in calls.items():
+                first(*call)
+            log = SessionLog(file, lambda file: None)
+            live = Mounted(dead.client, dead.clock, {"session": log})
+            second = Adapter(live)
+            monkeypatch.setattr(operations, "is_repeated", lambda: True)
+            monkeypatch.setattr(operations, "request_number", lambda: live.request)
+            opened = []
+            for live.request, call in calls.items():
+                opened.append(second(*call))
+            assert live.fs.open_files() == 2
+            assert len(log.records("handle")) == 2
+            assert len(log.records("listing")) == 1
+            reads, (writes, _), lists = opened
+            assert bytes(second("read", reads, 0, 10)) == b"content"
+            second("write", writes, 0, b"new")
+            for name, handle in (("flush", writes), ("release", writes), ("release", reads)):
+                second(name, handle)
+            second("releasedir", lists)
+            assert live.client.contents()[b"new"] == b"new"
+            assert live.fs.open_files() == 0
+    finally:
+        os.close(file)

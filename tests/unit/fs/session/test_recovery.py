@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from mountpoint.errors import NoSuchEntry, PreconditionFailed, StaleInode, WriterKilled
+from mountpoint.errors import BadHandle, NoSuchEntry, PreconditionFailed, StaleInode, WriterKilled
 from mountpoint.fs.inodes import ROOT
 from mountpoint.fs.session.log import SessionLog, new_log
 from tests.unit.mounted import Mounted, mounted
@@ -157,3 +157,55 @@ def test_a_renamed_directory_keeps_its_open_files() -> None:
         dead.fs.rename(d, b"e", d, b"f")
         live = follower(dead, file)
         assert live.fs.path_of_handle(handle) == "/d/f/file"
+
+
+def test_a_file_opened_for_a_request_that_comes_again() -> None:
+    """The kernel knows nothing of its handle, so that is closed; others stay."""
+    with world() as (dead, file):
+        inode = dead.look(b"d/e/file").inode
+        dead.request = 5
+        answered = dead.fs.open(inode, os.O_RDONLY)
+        dead.request = 6
+        unknown = dead.fs.open(inode, os.O_RDONLY)
+        live = follower(dead, file)
+        assert live.fs.opened_before(7) is None
+        assert live.fs.open_files() == 2
+        assert live.fs.opened_before(6) is None
+        assert live.fs.inode_of_file(unknown) is None
+        assert live.fs.inode_of_file(answered) is not None
+        assert live.fs.getattr(inode).inode == inode  # the kernel knows it from a lookup
+        assert live.fs.opened_before(6) is None  # a second time
+        assert follower(live, file).fs.open_files() == 1
+
+
+def test_a_file_created_for_a_request_that_comes_again() -> None:
+    """It is lost, and so is its inode, which the kernel does not know."""
+    with world() as (dead, file):
+        dead.request = 5
+        handle = dead.create(b"d/new")
+        inode = dead.fs.inode_of_file(handle)
+        assert inode is not None
+        live = follower(dead, file)
+        assert live.fs.opened_before(5, creates=True) is None
+        assert live.fs.open_files() == 0
+        with pytest.raises(StaleInode):
+            live.fs.getattr(inode.number)
+        live.write_file(b"d/new", b"again")
+        assert live.client.contents()[b"d/new"] == b"again"
+
+
+def test_a_directory_opened_for_a_request_that_comes_again() -> None:
+    """It is closed."""
+    with world() as (dead, file):
+        inode = dead.look(b"d").inode
+        dead.request = 5
+        unknown = dead.fs.opendir(inode, 7)
+        dead.request = 6
+        answered = dead.fs.opendir(inode, 7)
+        live = follower(dead, file)
+        live.fs.close_unknown_directory(5)
+        live.fs.close_unknown_directory(5)
+        live.fs.close_unknown_directory(7)
+        with pytest.raises(BadHandle):
+            live.fs.readdir(unknown, 0)
+        assert len(live.fs.readdir(answered, 0)) == 4

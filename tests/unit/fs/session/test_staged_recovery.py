@@ -327,3 +327,19 @@ def test_a_full_disk(it: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bytes(it.now.fs.read(handle, 0, 10)) == b"abc"
     it.now.close(handle, FIRST)
     assert it.content(b"new") == b"abc"
+
+
+@pytest.mark.parametrize("creates", [True, False], ids=["create", "open"])
+def test_a_request_that_comes_again(it: Kept, *, creates: bool) -> None:
+    """The file is there, and its handle is the answer: creating it again would fail."""
+    it.now.request = 5
+    handle = it.now.create(b"new", FIRST) if creates else it.open(b"old")
+    it.die()
+    found = it.now.fs.opened_before(5, creates=creates)
+    assert found is not None
+    assert found[0] == handle
+    assert found[1].inode == it.now.fs.file(handle).inode.number
+    it.now.fs.write(handle, 0, b"content")
+    it.now.close(handle, FIRST)
+    assert it.content(b"new" if creates else b"old").startswith(b"content")
+    assert it.now.fs.open_files() == 0
