@@ -218,8 +218,8 @@ class ListingCache:
             while index and page and len(found) < count:
                 if page.files is None:
                     page.files = sorted(each for each, entry in page.entries.items() if entry)
-                for each in page.files[bisect_right(page.files, name) :]:
-                    known = self._find(directory, each)
+                for at in range(bisect_right(page.files, name), len(page.files)):
+                    known = self._find(directory, page.files[at])
                     if known is not None and not known[0].is_directory:
                         found.append(known[0])
                         if len(found) == count:

@@ -17,11 +17,15 @@ opens gets no more files until it has opened more. Files that are not taken are 
 walk has passed them, or when there are no opens for a while (`sweep`). Nothing is fetched while
 memory is short.
 
+Once a walk is trusted, the next files are looked up for many opens at once. Files that the data
+cache has are not fetched.
+
 This module does not know the order of files (the caller does), and never waits. A failed fetch is
 not used; but if the version no longer exists, the open gets that error.
 """
 
 import functools
+import itertools
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -89,6 +93,7 @@ class _Walk:
     """
 
     __slots__ = (
+        "ahead",
         "cached",
         "expected",
         "fetched",
@@ -110,6 +115,7 @@ class _Walk:
         self.expected: deque[bytes] = deque()
         self.fetched: dict[bytes, Fetched] = {}
         self.cached: set[bytes] = set()  # keys of files that the data cache has
+        self.ahead: deque[ObjectInfo] = deque()  # the files that follow `last`, as far as known
 
     @property
     def window(self) -> int:
@@ -122,6 +128,15 @@ class _Walk:
     def near(self) -> int:
         """The number of next files to expect."""
         return NEAR_FILES if self.opens >= FIRST_OPENS else 1
+
+    def coming(self, following: Following) -> list[ObjectInfo]:
+        """Return the next files. For a trusted walk they are looked up for many opens at once."""
+        wanted = max(self.window, self.near)
+        while self.ahead and self.ahead[0].key <= self.last:
+            self.ahead.popleft()
+        if len(self.ahead) < wanted:
+            self.ahead = deque(following(wanted if self.opens < FIRST_OPENS else 2 * wanted))
+        return list(itertools.islice(self.ahead, wanted))
 
     def took(self) -> None:
         """Record that a fetched file was opened."""
@@ -181,6 +196,7 @@ class FilePrefetcher:
             self._walks.move_to_end(walk)
             walk.opens += 1
             walk.sweeps = 0
+            walk.cached.discard(info.key)
             found = walk.fetched.pop(info.key, None)
             if found is not None:
                 self._release(found)
@@ -191,7 +207,7 @@ class FilePrefetcher:
                     found = None
             if info.key > walk.last:
                 walk.last = info.key
-                self._go_on(walk, following(max(walk.window, walk.near)), dropped)
+                self._go_on(walk, walk.coming(following), dropped)
             while len(self._walks) > MAX_WALKS:
                 self._forget(next(iter(self._walks)), dropped)
         self._cancel(dropped)
@@ -204,6 +220,7 @@ class FilePrefetcher:
             for walk in self._walks:
                 walk.sweeps += 1
                 if walk.sweeps >= sweeps:
+                    walk.ahead.clear()
                     for fetched in list(walk.fetched.values()):
                         self._pass_over(walk, fetched, dropped)
         self._cancel(dropped)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from mountpoint.cache.block_cache import BlockCache
+from mountpoint.cache.directory import CacheDirectory
 from mountpoint.config import ChangeConfig, FileSystemConfig, ReadConfig, WriteConfig
 from mountpoint.fs import filesystem, resolver
 from mountpoint.fs import open as opener
@@ -48,7 +50,9 @@ class Mounted:
         retry_policy = RetryPolicy(try_s=SAFE_S, total_s=total_s, stopping=self.stopping)
         self.counters = Counters()
         read = ReadConfig(memory_bytes=options.pop("memory_bytes", 256 << 20))
-        self.streams = Streams(client, read, retry_policy, self.counters)
+        directory = options.pop("cache", None)
+        self.cache = None if directory is None else self._cache(directory)
+        self.streams = Streams(client, read, retry_policy, self.counters, self.cache)
         self.budget = self.streams.budget
         write = options.pop("write", WriteConfig())
         self.uploads = Uploads(client, write, self.budget, retry_policy)
@@ -70,6 +74,16 @@ class Mounted:
             retry_policy=retry_policy,
             session=session,
             request=lambda: self.request,
+        )
+
+    def _cache(self, directory: str) -> BlockCache:
+        return BlockCache(
+            CacheDirectory.open(directory),
+            "s3.test",
+            "bucket",
+            self.counters,
+            max_bytes=None,
+            queue_bytes=64 << 20,
         )
 
     def pass_s(self, seconds: float) -> None:
@@ -135,8 +149,8 @@ def mounted(objects: Mapping[bytes, bytes] | None = None, /, **options: Any) -> 
     """Create a bucket and its file system.
 
     The options are those of FileSystemConfig, ChangeConfig and FakeClient, `prefix`, `total_s`,
-    `memory_bytes`, `write` (a WriteConfig), and `unproven`: the first open for writing checks the
-    permission.
+    `memory_bytes`, `write` (a WriteConfig), `cache` (a directory for the data cache), and
+    `unproven`: the first open for writing checks the permission.
     """
     clock = SimpleNamespace(now_s=1000.0)
     clock.monotonic = lambda: clock.now_s
@@ -163,4 +177,7 @@ def mounted(objects: Mapping[bytes, bytes] | None = None, /, **options: Any) -> 
             build, "ListingCache", functools.partial(ListingCache, clock=lambda: clock.now_s)
         )
         with for_client.pop("client_class", FakeClient)(objects, **for_client) as client:
-            yield Mounted(client, clock, options)
+            world = Mounted(client, clock, options)
+            yield world
+            if world.cache is not None:
+                world.cache.close()

@@ -7,15 +7,18 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from mountpoint.cache.block_cache import BlockCache
 from mountpoint.config import ReadConfig
 from mountpoint.errors import NoSuchEntry, ServerFault, StaleInode
 from mountpoint.fs.inodes import ROOT, InodeNumber
+from mountpoint.listing.cache import ListingCache
 from mountpoint.metrics.counters import Counters
 from mountpoint.read import prefetch
 from mountpoint.read.history import ReadHistory
@@ -100,6 +103,39 @@ def test_the_third_file_in_a_row_has_the_next_ones_fetched() -> None:
             assert it.held <= min(max((index + 1) // 2, FEW_FILES), MAX_FILES)
         assert sorted(it.gets()) == list(range(6, 100))
         assert it.in_vain == it.held == 0
+
+
+def test_the_next_files_are_looked_up_for_many_opens(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A walk looks the next files up once for each window, and each file in the data cache once."""
+    names, blocks = 0, 0
+    find, holds = ListingCache._find, BlockCache.holds
+
+    def count_names(*args: Any) -> Any:
+        nonlocal names
+        names += 1
+        return find(*args)
+
+    def count_blocks(*args: Any) -> bool:
+        nonlocal blocks
+        blocks += 1
+        return holds(*args)
+
+    with directory(200, cache=str(tmp_path)) as it:
+        for index in range(200):
+            it.read(index)
+        assert it.world.cache is not None
+        assert it.world.cache.wait(SAFE_S)
+        monkeypatch.setattr(ListingCache, "_find", count_names)
+        monkeypatch.setattr(BlockCache, "holds", count_blocks)
+        it.gets()
+        for index in range(200):
+            it.read(index)
+        assert it.gets() == []
+    # Two for each file by lookup and open, and one for each file ahead; some at both ends.
+    assert 600 <= names < 900
+    assert blocks == 197  # the walk is trusted from its third open on
 
 
 def test_the_listed_version_is_fetched() -> None:
