@@ -34,6 +34,7 @@ from mountpoint.native._blocks cimport BlockView, view_of
 from mountpoint.native._lane cimport (
     Lane,
     lane_clear,
+    lane_forget_whole,
     lane_insert,
     lane_note,
     lane_remove,
@@ -414,10 +415,11 @@ cdef class PartMap(Lane):
         return False
 
     def clear(self):
-        """Remove all parts and return them."""
+        """Remove all parts and return them. The lane fetches nothing more itself."""
         parts = self.parts
         self.parts = []
         lane_clear(self.lane)
+        lane_forget_whole(self.lane)
         self.take_random()
         return parts
 

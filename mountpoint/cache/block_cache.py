@@ -14,7 +14,7 @@ from mountpoint.cache.directory import CacheDirectory
 from mountpoint.cache.eviction import Evictor
 from mountpoint.cache.filling import Block, Filler, Pieces, blocks_of
 from mountpoint.cache.health import Health, Speeds
-from mountpoint.cache.identity import Identity
+from mountpoint.cache.identity import Names
 from mountpoint.cache.reading import Readers
 from mountpoint.metrics.counters import Counters
 from mountpoint.s3.client import ObjectInfo
@@ -54,8 +54,7 @@ class BlockCache:
         lookups = Readers() if directory.is_remote else None
         self._disk = Disk(self._health, Speeds(), Readers(), self._filler, lookups)
         # constants
-        self._endpoint = endpoint
-        self._bucket = bucket
+        self._names = Names(endpoint, bucket)
         self.queue_bytes = queue_bytes
         # mutable, guarded by _counting
         self._counting = threading.Lock()
@@ -126,11 +125,10 @@ class BlockCache:
         return self._filler.wait(timeout_s)
 
     def _version(self, info: ObjectInfo) -> CachedVersion | None:
-        identity = Identity.of(self._endpoint, self._bucket, info)
-        if identity is None:
-            return None
-        path, text = identity.path.encode(), identity.text
-        return CachedVersion(self.directory.store, path, text, info.size_bytes)
+        names = self._names.of(info)
+        return (
+            None if names is None else CachedVersion(self.directory.store, *names, info.size_bytes)
+        )
 
     def _count(self) -> None:
         """Add what was counted without the interpreter."""

@@ -138,6 +138,16 @@ class CachedObject:
         for index in range(-(-size // SMALL_BYTES)):
             self._version.remove(SMALL | index)
 
+    def whole_source(self) -> LaneSource | None:
+        """Return a source for all reads of a small object in the lane, if the disk is a local one.
+
+        It may turn out to lack the object.
+        """
+        small = self._info.size_bytes <= INLINE_BYTES
+        if not small or self._disk.lookups is not None or not self._disk.health.usable:
+            return None
+        return lane_source(self._version, None)
+
     def lane_source(self, other: LaneSource | None) -> LaneSource | None:
         """Return a source for reads in the lane that looks here before it asks `other`.
 

@@ -50,6 +50,8 @@ class Health:
         now_s = self._clock()
         if now_s < self._paused_until_s:
             return False
+        if not self._begun_s:
+            return True
         oldest_s = min(self._begun_s.copy().values(), default=now_s)
         return now_s - oldest_s < STUCK_S
 

@@ -60,8 +60,38 @@ class Identity:
     @property
     def path(self) -> str:
         """The path of the version's blocks in the cache directory, without the index."""
-        digest = _digest(self.text, 16)
-        return f"{bucket_directory(self.endpoint, self.bucket)}/{digest[:2]}/{digest[2:]}"
+        return _path(bucket_directory(self.endpoint, self.bucket), self.text)
+
+
+class Names:
+    """The identities of one bucket's object versions, as blocks have them."""
+
+    def __init__(self, endpoint: str, bucket: str) -> None:
+        # constants
+        self._head = f"{endpoint}\0{bucket}\0"
+        self._folder = bucket_directory(endpoint, bucket)
+        self._usable = self._head.count("\0") == 2
+
+    def of(self, info: ObjectInfo) -> tuple[bytes, bytes] | None:
+        """Return `Identity.path` and `Identity.text` of a version; None as `Identity.of`.
+
+        Faster than these: each open of a file needs it.
+        """
+        etag = info.etag
+        if not (self._usable and etag and info.size_bytes > 0) or "\0" in etag:
+            return None
+        try:
+            text = f"{self._head}{etag}\0{info.size_bytes}\0".encode() + info.key
+        except UnicodeEncodeError:  # a store may answer with any bytes as the ETag
+            return None
+        if len(text) > MAX_IDENTITY_BYTES:
+            return None
+        return _path(self._folder, text).encode(), text
+
+
+def _path(folder: str, text: bytes) -> str:
+    digest = _digest(text, 16)
+    return f"{folder}/{digest[:2]}/{digest[2:]}"
 
 
 @functools.lru_cache

@@ -13,7 +13,7 @@ cdef enum:
 
     RECENT = 64  # reads that tell whether the next one is random
 
-# Where reads at random places get their bytes: exactly these, in one request.
+# Where reads get their bytes that are not here: exactly these, in one request.
 cdef struct source_t:
     int refs                    # atomic
     # Return the block with the bytes [start, stop), with a reference for the caller; NULL if they
@@ -63,6 +63,7 @@ cdef struct lane_t:
     shared_bytes hit_stop       # the end of the last read
     shared_bytes read_bytes     # by all reads
     long long waits             # reads that waited, and were not taken yet
+    shared_source whole         # has all bytes of the object; NULL: none. Also read without the mutex
     random_t random
 
 cdef lane_t* new_lane(long long size_bytes) noexcept nogil
@@ -70,6 +71,7 @@ cdef void release_lane(lane_t* lane) noexcept nogil
 cdef bint lane_insert(lane_t* lane, long long start, long long stop, arrival_t* it) noexcept nogil
 cdef void lane_remove(lane_t* lane, long long start) noexcept nogil
 cdef void lane_clear(lane_t* lane) noexcept nogil
+cdef void lane_forget_whole(lane_t* lane) noexcept nogil
 cdef void lane_note(lane_t* lane, long long stop, long long size, bint waited) noexcept nogil
 cdef long long lane_take_waits(lane_t* lane) noexcept nogil
 cdef int lane_read(

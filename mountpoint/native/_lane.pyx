@@ -11,6 +11,9 @@ are near none of the last ones, and not at the distance of the last two. So Pyth
 a pattern begins, and then learns of the reads before (`take_random`). If the bytes are late, or do
 not arrive as they should, the read is Python's, and so are all that follow.
 
+A source that has the whole object, like the data cache on disk, answers all reads that come before
+the first part (`allow_whole`). If it fails once, it is dropped, and the read is Python's.
+
 The registry finds the lane of a file handle.
 """
 
@@ -24,7 +27,7 @@ from mountpoint.native._arrivals cimport (
     release_arrival,
     wait_for,
 )
-from mountpoint.native._blocks cimport release_block
+from mountpoint.native._blocks cimport release_block, view_of
 from mountpoint.native._sync cimport (
     atomic_add,
     now_s,
@@ -83,7 +86,8 @@ cdef void release_lane(lane_t* lane) noexcept nogil:
     if atomic_add(&lane.refs, -1) > 0:
         return
     lane_clear(lane)
-    forget_source(lane)
+    lane_forget_whole(lane)
+    drop_source(lane, &lane.random.source)
     free(lane.parts)
     pthread_mutex_destroy(&lane.mutex)
     free(lane)
@@ -206,6 +210,11 @@ cdef int lane_read(
             count = fetch_random(lane, source, offset, stop, thread, pieces)
             release_source(source)
             return count
+        pieces[0].block = fetch_whole(lane, offset, stop, thread)
+        if pieces[0].block != NULL:
+            pieces[0].bytes = pieces[0].block.bytes
+            pieces[0].size = stop - offset
+            return 1
     while offset < stop:
         if count == MAX_PIECES or not find_piece(lane, offset, stop, &pieces[count], waited):
             release_pieces(pieces, count)
@@ -311,14 +320,44 @@ cdef void release_source(source_t* source) noexcept nogil:
         source.destroy(source)
 
 
-cdef void forget_source(lane_t* lane) noexcept nogil:
+cdef void drop_source(lane_t* lane, shared_source* where) noexcept nogil:
+    """Give up the source at `where`, which is a field of the lane."""
     cdef source_t* source
     pthread_mutex_lock(&lane.mutex)
-    source = lane.random.source
-    lane.random.source = NULL
+    source = where[0]
+    where[0] = NULL
     pthread_mutex_unlock(&lane.mutex)
     if source != NULL:
         release_source(source)
+
+
+cdef void lane_forget_whole(lane_t* lane) noexcept nogil:
+    """Let reads that find no part go to Python again."""
+    drop_source(lane, &lane.whole)
+
+
+cdef Block* fetch_whole(
+    lane_t* lane, long long offset, long long stop, unsigned long long thread
+) noexcept nogil:
+    """Return a block with [offset, stop) from the source that has the whole object; NULL if there
+    is none, or it fails.
+    """
+    cdef source_t* source = NULL
+    cdef Block* block
+    if lane.whole == NULL:  # the usual case; a look without the mutex is enough
+        return NULL
+    pthread_mutex_lock(&lane.mutex)
+    if lane.count == 0 and lane.whole != NULL:
+        source = lane.whole
+        atomic_add(&source.refs, 1)
+    pthread_mutex_unlock(&lane.mutex)
+    if source == NULL:
+        return NULL
+    block = source.fetch(source, offset, stop, thread, MAX_WAIT_S)
+    if block == NULL:
+        lane_forget_whole(lane)
+    release_source(source)
+    return block
 
 
 cdef void release_pieces(piece_t* pieces, int count) noexcept nogil:
@@ -357,6 +396,34 @@ cdef class Lane:
         entries += 1
         pthread_mutex_unlock(&registry_mutex)
 
+    def allow_whole(self, LaneSource source not None):
+        """Let the lane fetch all reads from a source that has the whole object, as long as there is
+        no part.
+        """
+        if source.source == NULL:
+            raise ValueError("not a source")
+        lane_forget_whole(self.lane)
+        atomic_add(&source.source.refs, 1)
+        pthread_mutex_lock(&self.lane.mutex)
+        self.lane.whole = source.source
+        pthread_mutex_unlock(&self.lane.mutex)
+
+    def read_whole(self, long long offset, long long stop):
+        """Return the bytes [offset, stop), at most to the object's end, from the source that has the
+        whole object; None if there is none, or it fails. Releases the GIL.
+        """
+        cdef Block* block
+        if self.lane.whole == NULL or not 0 <= offset < stop <= self.lane.size_bytes:
+            return None
+        with nogil:
+            block = fetch_whole(self.lane, offset, stop, 0)
+        if block == NULL:
+            return None
+        lane_note(self.lane, stop, stop - offset, False)
+        try:
+            return memoryview(view_of(block, stop - offset))
+        finally:
+            release_block(block)
 
     def allow_random(
         self, LaneSource source not None, list recent not None, int reads,

@@ -25,7 +25,8 @@ fails, and so do all later ones.
 With a data cache, ranges that it has come from there (`_issue_gaps`), but for the one by which
 `open` asks S3 whether the version is the newest. Each other part is offered to the cache when a
 reader reaches it (`_note`). If the disk is late, the range is requested from S3 as well. With a
-shared cache, a whole small object that the disk lacks is requested from there first.
+shared cache, a whole small object that the disk lacks is requested from there first. Reads of a
+small file on disk come here only if that fails: the lane reads it itself (`use_disk`).
 
 Parts behind the reader are dropped at the next plan. Bytes that were fetched exactly for a random
 read are dropped once that read is answered: they are in the kernel's page cache. An idle stream
@@ -189,19 +190,22 @@ class ReadStream:
                 self._waiting -= 1
 
     def open_unasked(self) -> None:
-        """Instead of `open`: let the first read fetch the initial range.
-
-        A small file that is in the data cache is read now.
+        """Instead of `open`: let the first read fetch the initial range, unless the data cache has
+        the whole of a small file.
         """
-        small = self._initial_bytes == self.size_bytes <= SMALL_BYTES
-        if not small or not self.begins_in_cache:
-            self._initial_due = True
-            return
-        with self._lock:
-            initial = self._issue_initial(cached=True)
-        if initial.ready:
-            self._parts.touch(initial)  # nothing to plan
-            self._note(initial, waited=False)
+        self._initial_due = True
+        if self._initial_bytes == self.size_bytes:
+            self._initial_fetched = self.use_disk()
+
+    def use_disk(self) -> bool:
+        """Let the lane read a small file from the data cache, without plans; return whether it may.
+
+        Each read is exactly what was asked for. Where that fails, reads come here.
+        """
+        source = None if self._cached is None else self._cached.whole_source()
+        if source is not None:
+            self._parts.allow_whole(source)
+        return source is not None
 
     @property
     def begins_in_cache(self) -> bool:
@@ -236,7 +240,7 @@ class ReadStream:
         stop = min(offset + size, self.size_bytes)
         if offset >= stop:
             return b""
-        view = self._parts.ready(offset, stop)
+        view = self._parts.ready(offset, stop) or self._parts.read_whole(offset, stop)
         return self._fetch(offset, stop) if view is None else view
 
     @property

@@ -122,7 +122,9 @@ class Streams:
         stream = self.stream(info, opener)
         if fetched is not None:
             stream.adopt(fetched.parts, fetched.whole)
-        elif not paged:
+        elif paged:
+            stream.use_disk()
+        else:
             stream.open_unasked()
         return stream
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mountpoint.cache.blocks._format import MAX_IDENTITY_BYTES
-from mountpoint.cache.identity import Identity, bucket_directory
+from mountpoint.cache.identity import Identity, Names, bucket_directory
 from mountpoint.s3.client import ObjectInfo
 
 ONE = Identity("store:9000/path", "bucket", '"etag"', 5, b"a/key")
@@ -83,6 +83,16 @@ def test_similar_buckets() -> None:
 def test_none(info: ObjectInfo) -> None:
     """Some versions have no identity: they are not cached."""
     assert Identity.of("store", "bucket", info) is None
+    assert Names("store", "bucket").of(info) is None
+
+
+@given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=20), st.binary(max_size=100))
+def test_names(endpoint: str, bucket: str, etag: str, key: bytes) -> None:
+    """Streams find the same path and text as everyone else."""
+    info = ObjectInfo(key, 5, 0, etag)
+    identity = Identity.of(endpoint, bucket, info)
+    expected = None if identity is None else (identity.path.encode(), identity.text)
+    assert Names(endpoint, bucket).of(info) == expected
 
 
 def test_the_longest() -> None:

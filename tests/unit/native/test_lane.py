@@ -437,3 +437,67 @@ def test_any_parts(probe: Any, data: st.DataObject) -> None:
             assert bool(pieces) == (here and len(needed) <= 2)
             if pieces:
                 assert answer == DATA[offset:stop]
+
+
+# --- A source that has the whole object ---
+
+
+@contextmanager
+def whole_lane(probe: Any) -> Iterator[tuple[Parts, Fetches]]:
+    """A lane without parts, and the source of all its reads."""
+    with lane_of(probe, size=1000) as parts:
+        fetches = Fetches(probe)
+        parts.lane.allow_whole(probe.Source(fetches))
+        yield parts, fetches
+
+
+def test_all_reads_from_one_source(probe: Any) -> None:
+    """Each read is one call for exactly its bytes, also near others and at the object's end."""
+    with whole_lane(probe) as (parts, fetches):
+        for offset, size in [(0, 100), (100, 100), (100, 100), (900, 200), (999, 1)]:
+            stop = min(offset + size, 1000)
+            assert parts.read(offset, size) == ([stop - offset], DATA[offset:stop], False)
+            assert fetches.ranges.pop() == (offset, stop)
+            assert bytes(parts.lane.read_whole(offset, stop)) == DATA[offset:stop]
+            assert fetches.ranges.pop() == (offset, stop)
+        assert parts.read(1000, 10) == ([], b"", False)
+        for wrong in [(1000, 1010), (5, 5), (-1, 5), (900, 1001)]:
+            assert parts.lane.read_whole(*wrong) is None
+        assert fetches.ranges == []
+
+
+def test_a_part_ends_the_reads_from_the_source(probe: Any) -> None:
+    """Once a part is there, reads are those of parts: Python has asked S3."""
+    with whole_lane(probe) as (parts, fetches):
+        parts.arrivals[0], parts.stops[0] = probe.arrival(), 500
+        assert probe.insert(parts.lane, 0, 500, parts.arrivals[0])
+        parts.deliver(0)
+        assert parts.read(10, 20) == ([20], DATA[10:30], False)
+        assert parts.read(600, 20) == ([], b"", False)
+        assert parts.lane.read_whole(600, 620) is None
+        assert fetches.ranges == []
+
+
+def test_a_source_that_fails_is_dropped(probe: Any) -> None:
+    """The read whose bytes the source lacks is Python's, and so are all later ones."""
+    with whole_lane(probe) as (parts, fetches):
+        fetches.late = True
+        assert parts.read(10, 20) == ([], b"", False)
+        fetches.late = False
+        assert parts.read(10, 20) == ([], b"", False)
+        assert parts.lane.read_whole(10, 30) is None
+        assert fetches.ranges == [(10, 30)]
+
+
+def test_a_source_that_is_dropped_during_a_read(probe: Any) -> None:
+    """A read in progress has its bytes; another one may have dropped the source meanwhile."""
+    with whole_lane(probe) as (parts, fetches):
+
+        def fail() -> None:
+            fetches.during, fetches.late = (lambda: None), True
+            assert parts.lane.read_whole(0, 1) is None
+            fetches.late = False
+
+        fetches.during = fail
+        assert parts.read(10, 20) == ([20], DATA[10:30], False)
+        assert parts.read(10, 20) == ([], b"", False)
