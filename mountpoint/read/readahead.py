@@ -32,7 +32,7 @@ pieces are fetched ahead, each exactly. Once some pieces were left unread, no mo
 the pieces read are fetched ahead: columns of a Parquet file look like a short stride.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from mountpoint.config import MIB
 from mountpoint.read.patterns import JITTER_READS, PAGE_BYTES, Jumps, Range, Run, Stride
@@ -137,6 +137,27 @@ class Window:
         if self._runs:
             self._jumps.left(self._runs[-1])
         return self._begun(offset, stop, ahead_bytes)
+
+    def take_random(self, reads: Iterable[Range], *, read_bytes: int = 0) -> None:
+        """Note reads that were fetched exactly without a plan, because none is near another one, or
+        at the distance of the two before it (`Lane.allow_random`).
+        """
+        self._read = read_bytes
+        if self._gaps or any(run.ahead or run.backward for run in self._runs):
+            for start, stop in reads:
+                self.plan(start, stop - start, ahead_bytes=0, read_bytes=read_bytes)
+            return
+        for start, stop in reads:  # as `plan` would find in the end
+            self._plans += 1
+            self._stride.hit(start, stop - start)
+            if self._runs:
+                self._jumps.left(self._runs[-1])
+            first, last = self._pages(start, stop)
+            run = Run(first, last, last, 0, self._plans, last - first, read_bytes)
+            self._runs.append(run)
+            self._last = run
+            self._single += 1
+        del self._runs[:-MAX_RUNS]
 
     @property
     def random(self) -> bool:

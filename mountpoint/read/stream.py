@@ -349,8 +349,12 @@ class ReadStream:
 
     def _catch_up(self) -> None:
         """Plan the reads at random places that the lane has fetched itself (lock held)."""
-        for start, stop, duration_s in self._parts.take_random():
-            self._window.plan(start, stop - start, ahead_bytes=0, read_bytes=self._parts.read_bytes)
+        taken = self._parts.take_random()
+        if not taken:
+            return
+        ranges = [(start, stop) for start, stop, _ in taken]
+        self._window.take_random(ranges, read_bytes=self._parts.read_bytes)
+        for start, stop, duration_s in taken:
             # With a cache the disk may have delivered it.
             if duration_s and self._cached is None:
                 self._stats.arrived(stop - start, duration_s, waited=True)

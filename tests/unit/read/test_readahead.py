@@ -270,6 +270,36 @@ def test_reads_at_random_places_are_known_as_such() -> None:
     assert not window.random
 
 
+@settings(deadline=None, max_examples=examples(30))
+@given(st.integers(0, 2**32), st.integers(0, 40), st.integers(1, 64), st.booleans())
+def test_random_reads_of_the_lane(seed: int, before: int, count: int, gaps: bool) -> None:
+    """Reads that the lane has fetched count as if each had been planned."""
+    random_ = random.Random(seed)
+    windows = [Window(GIB, part_bytes=PART_BYTES) for _ in range(2)]
+    # Far apart, and no two in a row at the same distance.
+    places = [(place * MIB) + random_.randrange(500_000) for place in range(1000)]
+    random_.shuffle(places)
+    reads = [(offset, offset + random_.randint(1, 8 * KIB)) for offset in places]
+    for window in windows:
+        if gaps:
+            window.expect_gaps()
+        for start, stop in reads[:before]:
+            window.plan(start, stop - start, ahead_bytes=AHEAD_BYTES)
+    taken = reads[before : before + count]
+    windows[0].take_random(taken)
+    for start, stop in taken:
+        windows[1].plan(start, stop - start, ahead_bytes=0)
+    one, other = windows
+    one.check()
+    assert one.recent() == other.recent()
+    assert one.random == other.random
+    last = taken[-1]
+    later = [last[1], last[1] + 4 * KIB, *places[-5:]]
+    for offset in later:
+        plans = [each.plan(offset, 4 * KIB, ahead_bytes=AHEAD_BYTES) for each in windows]
+        assert plans[0] == plans[1]
+
+
 @pytest.mark.slow
 @settings(deadline=None, max_examples=examples(5))
 @given(st.integers(0, 2**32), st.sampled_from([1, 4 * KIB, 128 * KIB, MIB]))
