@@ -120,6 +120,11 @@ cdef extern from *:
         }
     }
 
+    /* Let the kernel begin to read; do not wait. */
+    static void prefetch(int file, long long offset, size_t size) {
+        posix_fadvise(file, offset, size, POSIX_FADV_WILLNEED);
+    }
+
     static int read_piece(int file, void *into, size_t size, long long offset) {
         struct iovec pieces[2] = {{into, size}, {into, 0}};
         return size == 0 ? 0 : read_pieces(file, pieces, offset);
@@ -155,5 +160,6 @@ cdef extern from *:
     int publish_file(int directory, const char* source, const char* to) noexcept nogil
     void touch_file(int file, long apart_s) noexcept nogil
     int read_pieces(int file, iovec* pieces, long long offset) noexcept nogil
+    void prefetch(int file, long long offset, size_t size) noexcept nogil
     int read_piece(int file, void* into, size_t size, long long offset) noexcept nogil
     int write_pieces(int file, iovec* pieces) noexcept nogil

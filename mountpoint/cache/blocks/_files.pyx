@@ -19,6 +19,7 @@ from mountpoint.cache.blocks._disk cimport (
     is_regular,
     open_new,
     open_to_read,
+    prefetch,
     publish_file,
     read_piece,
     read_pieces,
@@ -84,6 +85,9 @@ cdef enum:
     # The time of a block's last use is set this often at most: often enough to tell what was used
     # today from what was not.
     TOUCH_S = 300
+    # The disk is asked for up to this many bytes while it reads the trailer. More may be read past
+    # the page cache, and take longer than the trailer.
+    PREFETCHED_BYTES = 64 << 10
 
     # Results of a read; larger ones are errnos.
     C_FOUND = 0
@@ -184,6 +188,8 @@ cdef int read_open(
     cdef bint whole = sums == NULL and start == 0 and stop == size
     cdef int result = C_FOUND
     if sums == NULL:
+        if not whole and stop - start <= PREFETCHED_BYTES:
+            prefetch(file, start, stop - start)
         pieces[0].iov_base = into
         pieces[0].iov_len = size if whole else 0
         pieces[1].iov_base = trailer
