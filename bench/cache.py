@@ -2,22 +2,27 @@
 
 Runs each workload on three mounts in turn: without a cache, with an empty one, and with a filled
 one. The kernel's caches are dropped before each. Prints rates and CPU, and the rates divided by
-those without a cache. Then it fills a cache with small blocks, and times the start of a mount.
+those without a cache. Then it measures what limits random reads: the disk alone, and reads of a
+mount from memory. At last it fills a cache with small blocks, and times the start of a mount.
 """
 
 import argparse
+import contextlib
 import hashlib
+import mmap
 import os
+import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench import measure, objects, run, served
 from bench.measure import Process
 from mountpoint.cache.blocks._files import CachedVersion
+from mountpoint.cache.blocks._format import BLOCK_BYTES
 from mountpoint.cache.directory import CacheDirectory
 from mountpoint.cache.identity import Identity
 from tools import mounting
@@ -30,6 +35,12 @@ OPTIONS = ("--metadata-ttl", "300")
 SETTLED_S = 1.0
 FILLINGS = 4
 BLOCKS = 100_000
+#: Open files and reads of `limits`.
+LIMIT = 500
+LIMIT_READS = 3000
+#: The bytes of one checksum in a block (`cache/blocks/_format`).
+UNIT_BYTES = 16 << 10
+PAGE_BYTES = 4096
 
 
 def measured(where: Sequence[str], environment: dict[str, str], cache: Path | None, name: str,
@@ -76,6 +87,47 @@ def compare(where: tuple[str, str], environment: dict[str, str], name: str, runs
     return "  ".join(cells)
 
 
+def limits(where: tuple[str, str], environment: dict[str, str]) -> str:
+    """Return how many random reads the disk delivers without a mount, and a mount from memory.
+
+    The disk: the unit of a checksum, from open files of cold blocks. The mount: 4 KiB of a file
+    that is in the mount's memory, by a thread that the lane knows.
+    """
+    url, bucket = where
+    order = random.Random(1)
+    with tempfile.TemporaryDirectory(prefix="mount-s3-bench-cache-") as cache:
+        workload = run.WORKLOADS["direct"]
+        measured(where, environment, Path(cache), workload.name, fill=True)
+        files = [each for each in Path(cache).rglob("*.*") if each.stat().st_size > BLOCK_BYTES]
+        with contextlib.ExitStack() as stack:
+            blocks = [stack.enter_context(each.open("rb", 0)).fileno() for each in files[:LIMIT]]
+            measure.drop_caches()
+            units = BLOCK_BYTES // UNIT_BYTES
+            disk = _timed(
+                lambda: os.pread(
+                    order.choice(blocks), UNIT_BYTES, order.randrange(units) * UNIT_BYTES
+                )
+            )
+    with served.mounted(url, bucket, environment, OPTIONS) as (folder, _):
+        name = objects.SMALL[0]
+        file = os.open(folder / name, os.O_RDONLY | os.O_DIRECT)
+        buffer = mmap.mmap(-1, PAGE_BYTES)
+        os.preadv(file, [buffer], 0)
+        pages = objects.SIZES[name] // PAGE_BYTES
+        memory = _timed(lambda: os.preadv(file, [buffer], order.randrange(pages) * PAGE_BYTES))
+        os.close(file)
+    return f"random reads: the disk alone {disk}; a mount from memory {memory}"
+
+
+def _timed(read: Callable[[], object]) -> str:
+    seconds = []
+    for _ in range(LIMIT_READS):
+        start_s = time.perf_counter()
+        read()
+        seconds.append(time.perf_counter() - start_s)
+    return f"{LIMIT_READS / sum(seconds):.0f} /s (p50 {statistics.median(seconds) * 1e3:.3f} ms)"
+
+
 def start_with_many_blocks(where: tuple[str, str], environment: dict[str, str]) -> float:
     """Return the seconds until a mount with so many blocks serves."""
     url, bucket = where
@@ -109,6 +161,7 @@ def main() -> int:
         print("workload           without a cache | empty cache | filled cache", flush=True)
         for name in arguments.workloads:
             print(compare(where, server.environment, name, arguments.runs), flush=True)
+        print(limits(where, server.environment), flush=True)
         with served.mounted(*where, server.environment):
             pass  # imports are warm
         seconds = start_with_many_blocks(where, server.environment)
