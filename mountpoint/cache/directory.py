@@ -436,18 +436,30 @@ def _own_directory(parent: int, name: str, path: str, *, create: bool) -> int:
     if create:
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=parent)
-    descriptor = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
-    found = os.fstat(descriptor)
-    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+    try:
+        descriptor = os.open(name, OPEN_DIRECTORY, dir_fd=parent)
+    except PermissionError:
+        _check_own(os.stat(name, dir_fd=parent, follow_symlinks=False), path)
+        raise
+    try:
+        _check_own(os.fstat(descriptor), path)
+    except MountError:
         os.close(descriptor)
-        problem = "can be entered by others"
-        if found.st_uid != os.geteuid():
-            problem = f"belongs to another user ({found.st_uid})"
-        raise MountError(
-            f"the cache in '{path}' {problem}",
-            "give another directory to --cache, or remove its directory mount-s3-cache",
-        )
+        raise
     return descriptor
+
+
+def _check_own(found: os.stat_result, path: str) -> None:
+    """Raise MountError unless only this user can enter a directory of the cache in `path`."""
+    if found.st_uid != os.geteuid():
+        problem = f"belongs to another user ({found.st_uid})"
+        hint = "give another directory to --cache: each user has a cache of their own"
+    elif found.st_mode & 0o077:
+        problem = "can be entered by others"
+        hint = "give another directory to --cache, or remove its directory mount-s3-cache"
+    else:
+        return
+    raise MountError(f"the cache in '{path}' {problem}", hint)
 
 
 def _name_other_formats(descriptor: int, path: str) -> None:
