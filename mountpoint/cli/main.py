@@ -43,7 +43,7 @@ from mountpoint.log.setup import is_in_memory_only, log_location
 from mountpoint.log.words import display_name
 from mountpoint.mount import daemon, dead_mount, preflight
 from mountpoint.mount.kept import keeper, stored
-from mountpoint.system.sd_notify import notify
+from mountpoint.system import sd_notify
 
 BUCKET = "Bucket options"
 CREDENTIALS = "AWS credentials options"
@@ -476,7 +476,7 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
 
     def ready() -> None:
         click.echo(done)
-        notify(os.environ, READY="1", STATUS=done)
+        sd_notify.notify(os.environ, READY="1", STATUS=done)
 
     try:
         code = _mount(config, ready)
@@ -498,7 +498,7 @@ def _kept_by_manager(config: Config) -> dict[str, int]:
     found = stored.take(os.environ)
     if found is None:
         return {}
-    manager = keeper.ServiceManager(os.environ.get("NOTIFY_SOCKET", ""), {})
+    manager = keeper.ServiceManager(os.environ.get(sd_notify.VARIABLE, ""), {})
     kept = stored.go_on(config, manager, found)
     if not isinstance(kept, str):
         return kept
