@@ -392,7 +392,6 @@ class MountConfig:
         for given, name in (
             (self.read_only, "--read-only"),
             (self.auto_unmount, "--auto-unmount"),
-            (self.keep_alive, "--keep-alive"),
             (self.fsname is not None, "--fsname"),
             (self.kernel_options, f"-o {','.join(self.kernel_options)}"),
         ):

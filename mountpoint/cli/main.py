@@ -459,7 +459,8 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
     log_hint = log_location(config.log)
     if not config.log.foreground:
         if config.mount.keep_alive:
-            daemon.wait_for(partial(keeper.start, *_for_keeper(config)), log_hint=log_hint)
+            start = partial(keeper.start, *_for_keeper(config), device=config.mount.descriptor)
+            daemon.wait_for(start, log_hint=log_hint)
         else:
             daemon.run_in_background(lambda ready: _mount(config, ready), log_hint=log_hint)
         click.echo(done)
@@ -472,7 +473,8 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
             click.echo(f"{what} {hint}", err=True)
         return
     if config.mount.keep_alive:
-        keeper.become(*_for_keeper(config), done, stored.terms(config), kept)
+        device = config.mount.descriptor
+        keeper.become(*_for_keeper(config), done, stored.terms(config), kept, device=device)
 
     def ready() -> None:
         click.echo(done)

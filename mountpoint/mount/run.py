@@ -240,10 +240,10 @@ def _serve(
     attributes = config.filesystem.ttl_s > 0 and not config.change.keeps_attributes
     binding.widen(config.mount.channel, attributes=attributes)
     binding.serve_lane(meters)
-    if config.mount.descriptor is not None:
-        binding.take(config.mount.descriptor)
     if turn is not None:
         turn.prepare(writes=staging is not None)
+    elif config.mount.descriptor is not None:
+        binding.take(config.mount.descriptor)
     watcher.mounting(interrupt, None if upgrade is None else upgrade.leave)
     if turn is not None and turn.died:
         threading.Thread(

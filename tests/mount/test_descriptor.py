@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -170,6 +171,52 @@ def test_in_the_background(store: Store, place: Path) -> None:
     assert Path(f"/sys/class/bdi/{device}/read_ahead_kb").read_text() == "1024\n"
     mounter.unmount(str(place))
     eventually(lambda: not serving(store))
+
+
+def workers_of(keeper: int) -> list[int]:
+    """Return the children of a process."""
+    children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text()
+    return [int(child) for child in children.split()]
+
+
+@pytest.mark.parametrize("signalled", ["keeper", "worker"])
+def test_kept_alive(store: Store, place: Path, signalled: str) -> None:
+    """Open files go on if the serving process is killed. SIGTERM ends both; the mount stays."""
+    data = os.urandom(4 << 20)
+    store.put("kept/file", data)
+    with served(store, place, "--keep-alive", "--prefix", "kept/") as program:
+        with (place / "file").open("rb", buffering=0) as file:
+            assert file.read(1000) == data[:1000]
+            for _ in range(2):
+                (died,) = workers_of(program.pid)
+                os.kill(died, signal.SIGKILL)
+                assert os.pread(file.fileno(), 4096, 3 << 20) == data[3 << 20 : (3 << 20) + 4096]
+                assert os.listdir(place) == ["file"]
+                assert died not in workers_of(program.pid)
+        (worker,) = workers_of(program.pid)
+        os.kill(program.pid if signalled == "keeper" else worker, signal.SIGTERM)
+        assert program.wait(timeout=30) == 0
+        assert mounting.is_mounted(place)
+        assert errno_of(lambda: os.listdir(place)) == errno.ENOTCONN
+
+
+def test_kept_alive_in_the_background(store: Store, place: Path) -> None:
+    """When the bucket is unmounted, both processes end."""
+    store.put("kept-background/file", b"content")
+    fuse = mounter.mount(str(place), user=NOBODY, group=NOBODY)
+    program = start(store, fuse, "--keep-alive", "--prefix", "kept-background/")
+    os.close(fuse)
+    said, _ = program.communicate(timeout=60)
+    assert program.returncode == 0, said
+    assert (place / "file").read_bytes() == b"content"
+    before = mounting.mount_processes(place)
+    assert len(before) == 2
+    (keeper,) = (pid for pid in before if workers_of(pid))
+    os.kill(workers_of(keeper)[0], signal.SIGKILL)
+    assert os.listdir(place) == ["file"]
+    assert mounting.mount_processes(place) != before
+    mounter.unmount(str(place))
+    eventually(lambda: not mounting.mount_processes(place))
 
 
 def lines_of(table: str, place: Path) -> list[str]:

@@ -88,7 +88,7 @@ ENDED = tuple(128 + number for number in FORWARDED[:3])
 #: Programs that unmount, the first one that works.
 UNMOUNT = (("fusermount", "-uz"), ("fusermount3", "-uz"), ("umount", "-l"))
 
-GAVE_UP = "mount-s3 died {failures} times in a row at its start: {directory} is unmounted"
+GAVE_UP = "mount-s3 died {failures} times in a row at its start: the mount on {directory} has ended"
 
 #: Python's arguments for the keeper: without site-packages and the environment's settings.
 KEEPER = ("-I", "-S", __file__)
@@ -96,13 +96,15 @@ KEEPER = ("-I", "-S", __file__)
 WORKER = ("-P", "-m", "mountpoint.mount.kept.worker")
 
 
-def start(config: bytes, directory: str, status: int) -> int:
+def start(config: bytes, directory: str, status: int, *, device: int | None = None) -> int:
     """Start the keeper of a mount, which reports on the descriptor `status`; return its pid.
 
-    `config` is for the worker.
+    `config` is for the worker. `device` is /dev/fuse, if another process has mounted with it, and
+    will unmount; `directory` is then only a name.
     """
     files = {"config": _file("config", config), "state": _file("state", b"{}")}
-    command = _command(directory, {**files, "status": status, "done": "", "stored": {}})
+    report = {"status": status, "done": ""}
+    command = _command(directory, {**files, **report, "stored": {}, "device": device})
     os.set_inheritable(status, True)
     # An ignored signal concerns a terminal, which the keeper leaves.
     heard = (signal.SIGINT, signal.SIGHUP)
@@ -114,19 +116,27 @@ def start(config: bytes, directory: str, status: int) -> int:
 
 
 def become(
-    config: bytes, directory: str, done: str, terms: dict[str, Any], stored: dict[str, int]
+    config: bytes,
+    directory: str,
+    done: str,
+    terms: dict[str, Any],
+    stored: dict[str, int],
+    *,
+    device: int | None = None,
 ) -> NoReturn:
     """Become the keeper of a mount in the foreground; it prints `done` when it is mounted.
 
-    `stored`: what the service manager has kept of a mount to go on with, by name (`stored`); {}:
-    there is none. `terms`: what the next mount must have in common with this one to go on with it.
+    `device`: see `start`. `stored`: what the service manager has kept of a mount to go on with, by
+    name (`stored`); {}: there is none. `terms`: what the next mount must have in common with this
+    one to go on with it.
     """
     by_kind = {kind_of(name): descriptor for name, descriptor in stored.items()}
     state = by_kind.get("state") or _file("state", json.dumps({"terms": terms}).encode())
     for descriptor in stored.values():
         os.set_inheritable(descriptor, True)
     files = {"config": _file("config", config), "state": state}
-    command = _command(directory, {**files, "status": None, "done": done, "stored": stored})
+    settings = {**files, "status": None, "done": done, "stored": stored, "device": device}
+    command = _command(directory, settings)
     os.execv(command[0], command)
 
 
@@ -137,6 +147,8 @@ def kind_of(name: str) -> str:
 
 def _command(directory: str, settings: dict[str, Any]) -> list[str]:
     """Return the command of a keeper."""
+    if settings["device"] is not None:
+        os.set_inheritable(settings["device"], True)
     settings |= {"worker": [sys.executable, *WORKER, directory], "directory": directory}
     return [sys.executable, *KEEPER, json.dumps(settings), directory]
 
@@ -260,7 +272,8 @@ class Keeper:
     `settings`: `worker`, the command that starts a worker; `config`, a descriptor for it;
     `directory`; `status`, a descriptor on which `daemon` waits, or None in the foreground, and then
     `done`, the text to print when the mount serves requests; `state`, the descriptor of a file with
-    what the next keeper has to know; `stored`, what the one before has left (`become`).
+    what the next keeper has to know; `stored`, what the one before has left (`become`); `device`,
+    /dev/fuse if another process has mounted (`start`).
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -270,14 +283,18 @@ class Keeper:
         self._directory: str = settings["directory"]
         self._done: str = settings["done"]
         self._state: int = settings["state"]
+        self._device: int | None = settings["device"]
         _keep_private()
         # mutable
         self._status: int | None = settings["status"]
         self._background = self._status is not None
-        if self._background:
-            _close_inherited(keep=(self._config, self._state, settings["status"]))
         stored: dict[str, int] = settings["stored"]
-        for descriptor in (self._config, self._state, *stored.values()):
+        keep = [self._config, self._state, *stored.values()]
+        if self._device is not None:
+            keep.append(self._device)
+        if self._status is not None:
+            _close_inherited(keep=(*keep, self._status))
+        for descriptor in keep:
             os.set_inheritable(descriptor, False)
         notify = os.environ.pop("NOTIFY_SOCKET", "")
         self._manager = ServiceManager("" if self._background else notify, stored)
@@ -318,7 +335,8 @@ class Keeper:
                 os.kill(self._worker.pid, signal.SIGKILL)
             self._note_state(self._facts | self._after(self._worker))
             code = self._serve(self._worker)
-            if not self._is_mounted():
+            has_ended = code == 0 and self._device is not None  # it is not ours to unmount
+            if has_ended or not self._is_mounted():
                 self._leaving = False
                 return code
             # A worker that is told to end while it starts does not unmount.
@@ -416,7 +434,9 @@ class Keeper:
             following.end()
 
     def _go(self, worker: Worker) -> None:
-        worker.tell(GO + json.dumps(self._facts).encode(), self._kept)
+        # The first worker of a mount that another process has made gets it, too.
+        first = [] if self._device is None else [self._device]
+        worker.tell(GO + json.dumps(self._facts).encode(), self._kept or first)
 
     def _keep(self, descriptors: list[int]) -> None:
         for descriptor in set(self._kept) - set(descriptors):
@@ -425,7 +445,7 @@ class Keeper:
 
     def _store(self) -> None:
         """Have the service manager keep what the next keeper needs."""
-        if self._kept and not self._ending:
+        if self._kept and not self._ending and self._device is None:
             self._manager.keep(dict(zip(KINDS, self._kept, strict=True)) | {"state": self._state})
 
     def _load_state(self) -> None:
@@ -519,6 +539,8 @@ class Keeper:
             os.kill(self._worker.pid, number)
 
     def _unmount(self) -> None:
+        if self._device is not None:
+            return  # with this process the mount ends, and its owner unmounts
         for program in UNMOUNT:
             command = [*program, "--", self._directory]
             try:

@@ -121,6 +121,8 @@ class Link:
 class Turn:
     """A worker's time to serve: what it goes on with, and keeps for the next one.
 
+    `kept` is what the worker before has kept (`kept`), or only /dev/fuse of a mount that another
+    process has made, or nothing.
     `died` is the pid of the worker before, or 0; `upgraded`: it has handed the mount over.
     `restarts` is the number of workers that died otherwise. `log` keeps what the next one needs.
     """
@@ -138,9 +140,10 @@ class Turn:
         self.restarts = restarts
         self.died = died
         self.upgraded = upgraded
-        self._device: int | None = None
-        if kept:
-            self._device, self._requests, log_file = kept
+        self._device = kept[0] if kept else None
+        self._resumes = len(kept) > 1
+        if self._resumes:
+            _, self._requests, log_file = kept
         else:
             self._requests = os.memfd_create("mount-s3 requests", os.MFD_CLOEXEC)
             os.truncate(self._requests, binding.KEPT_BYTES)
@@ -152,7 +155,7 @@ class Turn:
 
         `writes`: so do files that are being written. Raises MountError if it cannot go on.
         """
-        binding.keep(self._requests, resume=self._device is not None, writes=writes)
+        binding.keep(self._requests, resume=self._resumes, writes=writes)
         if self._device is not None:
             binding.take(self._device)
 

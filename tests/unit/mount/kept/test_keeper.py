@@ -96,6 +96,7 @@ class World:
             "done": "done" if notify else "",
             "state": self.state,
             "stored": stored or {},
+            "device": None,
         }
         names = {"LOG": str(self.log), "SERVED_S": served_s, "PAUSE_S": pause_s}
         names["FOLDER"] = str(Path(keeper.__file__).parent)
