@@ -20,7 +20,7 @@ from mountpoint import __version__
 from mountpoint.cache.block_cache import BlockCache
 from mountpoint.cache.directory import CacheDirectory, check_directory
 from mountpoint.cache.shared.cache import SharedCache
-from mountpoint.config import MIB, Config, MountConfig
+from mountpoint.config import MIB, Config, MountConfig, ReadConfig
 from mountpoint.errors import MountError
 from mountpoint.fuse import binding
 from mountpoint.fuse.binding import llfuse
@@ -165,9 +165,8 @@ def _serve(
     handed_over = config.mount.descriptor is not None
     mount_point = directory if handed_over or link is not None else os.path.realpath(directory)
     # Reads end when the kernel ends the mount; uploads of what was written still go on.
-    kept_bytes = config.read.memory_bytes // KEPT_SHARE
-    _blocks.keep_at_most(max(kept_bytes, config.read.part_size_bytes))
     cache = _cache(config, client.endpoint, meters)
+    _blocks.keep_at_most(_kept_bytes(config.read, 0 if cache is None else cache.queue_bytes))
     read_config = config.read
     for each in (cache, shared):
         if each is not None:
@@ -314,6 +313,15 @@ def _check_directories(config: Config) -> None:
         check_staging_directory(config.change.staging_directory, config.mount.directory)
     if config.cache.directory is not None:
         check_directory(config.cache.directory, config.mount.directory)
+
+
+def _kept_bytes(config: ReadConfig, queue_bytes: int) -> int:
+    """Return how much freed memory of bodies waits for its next use.
+
+    With a data cache, bodies come back in bursts of what was queued. Without room for these, twice
+    as much new memory is needed to read a file, and the system zeroes it.
+    """
+    return max(config.memory_bytes // KEPT_SHARE, config.part_size_bytes) + queue_bytes
 
 
 def _cache(config: Config, endpoint: Endpoint, meters: Meters) -> BlockCache | None:

@@ -44,7 +44,7 @@ TESTED_IN = {
         "ctl/upgrade fuse/_survival mount/kept/link mount/kept/upgrade mount/kept/worker"
     ),
     "unit/fs/test_resolver.py": "listing/single_lookup",
-    "mount/test_life.py": "mount/build mount/run",
+    "mount/test_life.py": "mount/build",
     "server/test_crt.py": "s3/client s3/crt/client s3/crt/signing",
     "server/test_feature_probe.py": "s3/connect",
     "unit/s3/crt/native/test_memory.py": (
