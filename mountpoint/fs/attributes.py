@@ -66,7 +66,7 @@ class AttributeView:
     def attributes(self, inode: Inode, left_s: float) -> Attributes:
         """Return the attributes of an inode that stay valid for `left_s` seconds."""
         config = self._config
-        ttl_s = min(max(left_s, 0.0), config.ttl_s)
+        ttl_s = config.ttl_s if left_s > config.ttl_s else left_s if left_s > 0 else 0.0
         stored = inode.stored
         if stored is None:
             return Attributes(

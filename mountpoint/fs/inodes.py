@@ -251,8 +251,7 @@ class InodeTable:
     def looked_up(self, parent: Inode, entry: Entry, fresh_until_s: float) -> Inode:
         """Return the inode of `entry`, and count a lookup. A new version gets a new inode."""
         with self._lock:
-            number = self._number(parent, entry)
-            inode = self._inodes.get(number)
+            number, inode = self._place(parent, entry)
             if inode is None:
                 inode = Inode(number, parent, entry.name, entry.info)
                 self._inodes[number] = inode
@@ -260,7 +259,8 @@ class InodeTable:
                     self._note(inode)
             elif entry.info is not None:
                 inode.set_info(entry.info)  # a copy of equal content has a new mtime
-            inode.fresh_until_s = max(fresh_until_s, inode.fresh_until_s)
+            if fresh_until_s > inode.fresh_until_s:
+                inode.fresh_until_s = fresh_until_s
             inode.lookups += 1
             return inode
 
@@ -285,7 +285,7 @@ class InodeTable:
         key = parent.key + name
         with self._lock:
             info = ObjectInfo(key, 0, mtime_ns, self._no_version())
-            number = self._number(parent, Entry(name, info))
+            number, _ = self._place(parent, Entry(name, info))
             inode = Inode(number, parent, name, info, lookups=1)
             inode.opens = 1
             self._inodes[number] = inode
@@ -343,7 +343,7 @@ class InodeTable:
     def find(self, parent: Inode, entry: Entry) -> Inode | None:
         """Return the inode of `entry`, if there is one."""
         with self._lock:
-            return self._inodes.get(self._number(parent, entry))
+            return self._place(parent, entry)[1]
 
     def moved(self, inode: Inode, parent: Inode, name: bytes) -> None:
         """Give an inode another name. A directory takes along all inodes below it."""
@@ -362,7 +362,7 @@ class InodeTable:
     def number_of(self, parent: Inode, entry: Entry) -> InodeNumber:
         """Return the number that a lookup of `entry` would give, without counting one."""
         with self._lock:
-            return self._number(parent, entry)
+            return self._place(parent, entry)[0]
 
     def below(self, key: bytes) -> list[Inode]:
         """Return the inodes of a key, as a file and as a directory, and of all keys below it."""
@@ -412,18 +412,20 @@ class InodeTable:
                 inode = self._inodes[number]
                 assert alias == digest(inode.key, inode.info, self._bits)
 
-    def _number(self, parent: Inode, entry: Entry) -> InodeNumber:
-        """Return the number of the entry's inode, or a free one for it (lock held)."""
-        key = _key(parent, entry)
+    def _place(self, parent: Inode, entry: Entry) -> tuple[InodeNumber, Inode | None]:
+        """Return the entry's inode with its number, or None and a free number (lock held)."""
+        key = parent.key + entry.name
+        if entry.info is None:
+            key += b"/"
         number = digest(key, entry.info, self._bits)
         number = self._aliases.get(number, number)
         while True:
             inode = self._inodes.get(InodeNumber(number))
             if inode is None:
-                return InodeNumber(number)
+                return InodeNumber(number), None
             same = inode.parent is parent and inode.name == entry.name
             if (same or inode.key == key) and inode.is_version(entry):
-                return InodeNumber(number)
+                return InodeNumber(number), inode
             number = max((number + 1) % (1 << self._bits), ROOT + 1)
 
     def _restore(self, inode: Inode) -> Inode:
@@ -482,7 +484,3 @@ def digest(key: bytes, info: ObjectInfo | None, bits: int) -> int:
     # A NUL ends the key: keys that can be reached have none.
     value = hashlib.blake2b(key + b"\0" + version, digest_size=bits // 8).digest()
     return max(int.from_bytes(value, "little"), ROOT + 1)
-
-
-def _key(parent: Inode, entry: Entry) -> bytes:
-    return parent.key + entry.name + (b"/" if entry.info is None else b"")

@@ -162,17 +162,18 @@ class Resolver:
         started_s = time.monotonic()
         if self._local.is_directory(directory + name + b"/"):
             return Entry(name, None), started_s + self._ttl_s
-        if not tree.is_name(name):
-            raise NoSuchEntry()
-        if len(directory) + len(name) > tree.MAX_KEY_BYTES:
-            raise NoSuchEntry("S3 has no keys of this length")
-        absent_until_s = self._listings.absent_until(directory, name)
-        if absent_until_s is not None:
-            raise NoSuchEntry(ttl_s=min(absent_until_s - started_s, self._negative_ttl_s))
+        if self._negative_ttl_s > 0:
+            absent_until_s = self._listings.absent_until(directory, name)
+            if absent_until_s is not None:
+                raise NoSuchEntry(ttl_s=min(absent_until_s - started_s, self._negative_ttl_s))
         known = self._listings.find(directory, name)
         if known is not None:
             self._batches.record_hit(directory, *known)
             return known
+        if not tree.is_name(name):
+            raise NoSuchEntry()
+        if len(directory) + len(name) > tree.MAX_KEY_BYTES:
+            raise NoSuchEntry("S3 has no keys of this length")
         attempts = self._retry_policy.begin()
         try:
             shared = self._batches.find(directory, name)

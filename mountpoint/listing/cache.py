@@ -174,9 +174,11 @@ class ListingCache:
             return span._replace(page=0)
 
     def find(self, directory: bytes, name: bytes) -> tuple[Entry, float] | None:
-        """Return the entry and its expiry on the clock, or None."""
+        """Return the entry and its expiry on the clock, or None.
+
+        Drops nothing: `sweep` and all changes do, and each file that is opened comes here.
+        """
         with self._lock:
-            self._drop_old()
             return self._find(directory, name)
 
     def absent_until(self, directory: bytes, name: bytes) -> float | None:
@@ -332,8 +334,9 @@ class ListingCache:
 
     def _is_superseded(self, page: _Page, name: bytes) -> bool:
         """Whether a newer page than the newest one with this name covers it."""
-        span = self._span_of(page.directory, name)
-        if span is None or not span.covers(name):
+        spans = self._spans.get(page.directory)
+        span = None if spans is None else spans.find(name)
+        if span is None or span.page == page.number or not span.covers(name):
             return False
         return (span.requested_at_s, span.page) > (page.requested_at_s, page.number)
 

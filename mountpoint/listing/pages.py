@@ -100,6 +100,7 @@ class Spans:
 
     def __init__(self) -> None:
         self._spans: list[Span] = []
+        self._afters: list[bytes] = []  # theirs, which each lookup searches
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -110,7 +111,7 @@ class Spans:
         The next span then begins where this one ends, if it followed an older version of it. So
         adjacent pages stay adjacent after names were added or removed.
         """
-        index = bisect_left(self._spans, new.after, key=_after)
+        index = bisect_left(self._afters, new.after)
         before, behind = self._spans[:index], self._spans[index:]
         if before and before[-1].reach > new.after:
             before[-1] = before[-1]._replace(reach=new.after)
@@ -124,24 +125,22 @@ class Spans:
             else:
                 del behind[0]
         self._spans = [*before, new, *behind]
+        self._afters = [span.after for span in self._spans]
 
     def find(self, name: bytes) -> Span | None:
         """Return the span in which `name` lies. It may not cover it: `name/` may lie beyond."""
-        index = bisect_left(self._spans, name, key=_after) - 1
+        index = bisect_left(self._afters, name) - 1
         if index >= 0 and name <= self._spans[index].reach:
             return self._spans[index]
         return None
 
     def check(self) -> None:
         """Raise AssertionError if an invariant is broken."""
+        assert self._afters == [span.after for span in self._spans]
         last = b""
         for span in self._spans:
             assert last <= span.after < span.reach, self._spans
             last = span.reach
-
-
-def _after(span: Span) -> bytes:
-    return span.after
 
 
 class PageCredit:
@@ -161,8 +160,9 @@ class PageCredit:
 
     def record_hit(self, now_s: float) -> None:
         """Record a lookup that a page answered."""
-        self._credit = min(self._credit + 1, MAX_CREDIT)
-        self._note(now_s)
+        if self._credit < MAX_CREDIT:
+            self._credit += 1
+        self._times_s = [*self._times_s[1:], now_s]
 
     def buy_page(self, now_s: float, *, known: bool) -> bool:
         """Record a lookup that no page answers; return whether a page may be requested for it.
@@ -170,7 +170,7 @@ class PageCredit:
         `known` means that the name lies in a page that was listed before.
         """
         busy = now_s - self._times_s[0] < self._ttl_s
-        self._note(now_s)
+        self._times_s = [*self._times_s[1:], now_s]
         if self._single_left > 0:
             self._single_left -= 1
             return False
@@ -207,6 +207,3 @@ class PageCredit:
         """Make the next lookups single."""
         self._single_left = SINGLE_LOOKUPS
         self._credit = PAGE_PRICE
-
-    def _note(self, now_s: float) -> None:
-        self._times_s = [*self._times_s[1:], now_s]

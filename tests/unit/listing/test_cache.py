@@ -43,6 +43,7 @@ def test_good_for_a_lookup_until_the_page_is_old() -> None:
     assert listings.find(b"d/", b"b") == (entry(b"b"), 100.5)
     clock.now_s = 100.5
     assert listings.find(b"d/", b"b") is None
+    listings.sweep()
     assert len(listings) == 0
 
 
@@ -84,6 +85,7 @@ def test_a_page_with_names_proves_its_directories() -> None:
     clock.now_s = 100.9
     assert listings.find(b"", b"d") is None
     listings.record_nonempty(b"x/", 100.9)
+    listings.sweep()
     assert list(listings._nonempty_at_s) == [b"x/"]
 
 
@@ -133,6 +135,7 @@ def test_no_ttl_remembers_nothing() -> None:
     listings = ListingCache(0.0, Clock())
     listings.add(b"d/", names(b"a"), 100.0)
     assert listings.find(b"d/", b"a") is None
+    listings.sweep()
     assert len(listings) == 0
 
 
@@ -405,6 +408,7 @@ def test_against_a_list_of_pages(steps: list[tuple[object, ...]]) -> None:
         listings.check()
     clock.now_s += 2 * TTL_S
     assert listings.find(b"", b"a") is None
+    listings.sweep()
     assert len(listings) == 0
 
 
@@ -432,4 +436,5 @@ def test_threads() -> None:
     listings.check()
     clock.now_s = 200.0
     assert listings.find(b"0/", b"1") is None
+    listings.sweep()
     assert len(listings) == 0
