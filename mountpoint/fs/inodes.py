@@ -177,7 +177,7 @@ def _pack(info: ObjectInfo) -> bytes:
     if info.metadata is not None:
         flags |= _HAS_METADATA
         kept = parsed(info.metadata) if info.metadata else NOTHING
-        if kept != NOTHING:
+        if kept is not NOTHING and kept != NOTHING:
             flags |= _HAS_ATTRIBUTES
             values = (kept.mode, kept.uid, kept.gid, kept.mtime_ns)
             behind = _KEPT.pack(*(-1 if value is None else value for value in values))

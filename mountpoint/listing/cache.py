@@ -36,6 +36,9 @@ MAX_SPANS = 10_000
 MAX_ABSENT = 100_000
 #: Directories known to have an entry, and discarded names: about 4 MB each.
 MAX_TIMES = 20_000
+#: The share of the ttl within which an existing directory is not recorded again: each open of a
+#: file does so.
+JUST_SHARE = 1 / 16
 
 
 K = TypeVar("K")
@@ -154,7 +157,10 @@ class ListingCache:
     def record_nonempty(self, directory: bytes, requested_at_s: float) -> None:
         """Record that a directory has an entry, so it and all directories above it exist."""
         with self._lock:
-            if not self._is_discarded(directory, requested_at_s):
+            if not (
+                self._was_just_nonempty(directory, requested_at_s)
+                or self._is_discarded(directory, requested_at_s)
+            ):
                 self._note_nonempty(directory, requested_at_s)
 
     def span_of(self, directory: bytes, name: bytes) -> Span | None:
@@ -312,6 +318,13 @@ class ListingCache:
                 return False
             directory = directory[: directory.rfind(b"/", 0, -1) + 1]
         return True
+
+    def _was_just_nonempty(self, directory: bytes, at_s: float) -> bool:
+        """Whether that was recorded so shortly before `at_s` that a later time changes little."""
+        if self._discarded_at_s:
+            return False
+        last_s = self._nonempty_at_s.get(directory)
+        return last_s is not None and at_s - last_s < JUST_SHARE * self._ttl_s
 
     def _find(self, directory: bytes, name: bytes) -> tuple[Entry, float] | None:
         oldest_s = self._clock() - self._ttl_s

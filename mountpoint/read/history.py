@@ -123,10 +123,10 @@ class ReadHistory:
 
         Open files do not say that: they may be read on.
         """
-        last = self._last(key, 0)
+        last = self._read.get(_directory(key))
         if not last or last[-1].whole:  # the usual cases, without a loop
             return False
-        return not any(each.whole or each.total_bytes > LOOK_BYTES for each in last)
+        return not any(each.whole or each.total_bytes > LOOK_BYTES for each in list(last))
 
     def used(self, file: OpenFile, opener: int) -> None:
         """Note that a file has been opened, or that its first read has come."""

@@ -129,7 +129,8 @@ class ReadStream:
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._lease = budget.lease()
-        self._window = Window(info.size_bytes, part_bytes=config.part_size_bytes)
+        self._planning: Window | None = None  # `_window`, made by the first use
+        self._fetched_initial_bytes = 0  # what it has to know then
         self._closed = False
         self._begun = False  # a read has been planned
         self._initial_due = False  # the first read fetches the initial range
@@ -228,7 +229,7 @@ class ReadStream:
                 self._parts.insert(part)
             self._initial_bytes = self.size_bytes
             self._initial_fetched = True
-            self._window.fetched_initial(self.size_bytes)
+            self._fetched_initial(self.size_bytes)
 
     def read(self, offset: int, size: int) -> Bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the object.
@@ -242,6 +243,21 @@ class ReadStream:
             return b""
         view = self._parts.ready(offset, stop) or self._parts.read_whole(offset, stop)
         return self._fetch(offset, stop) if view is None else view
+
+    @property
+    def _window(self) -> Window:
+        """The plan. A small file that is fetched by `open` never needs one."""
+        if self._planning is None:
+            self._planning = Window(self.size_bytes, part_bytes=self._config.part_size_bytes)
+            if self._fetched_initial_bytes:
+                self._planning.fetched_initial(self._fetched_initial_bytes)
+        return self._planning
+
+    def _fetched_initial(self, stop: int) -> None:
+        if self._planning is None:
+            self._fetched_initial_bytes = stop
+        else:
+            self._planning.fetched_initial(stop)
 
     @property
     def read_bytes(self) -> int:
@@ -400,7 +416,7 @@ class ReadStream:
             stop = min(stop, less)
         else:
             self._lease.take(stop)
-        self._window.fetched_initial(stop)
+        self._fetched_initial(stop)
         first, *others = parts_of(stop, self._config.part_size_bytes)
         part = self._issue(*first, ahead=True, cached=cached, fresh=fresh)
         if others and stop == self.size_bytes and self._whole is not None:
@@ -580,13 +596,13 @@ class ReadStream:
         if self._whole is not None:
             self._whole.add(part)
         self._stats.arrived(size, duration_s, waited=waited)
-        if self._window.slowed:
+        if self._planning is not None and self._planning.slowed:
             timely = duration_s < TIMELY_SHARE * self._allowed_s(part)
             self._timely = self._timely + 1 if timely else 0
             if self._timely >= TIMELY_PARTS:
                 self._timely = 0
                 with self._lock:
-                    self._window.speed_up()
+                    self._planning.speed_up()
 
     def _time_for(self, part: Part, attempts: Attempts) -> float:
         """Seconds that this part may still take."""

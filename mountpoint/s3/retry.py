@@ -209,6 +209,8 @@ class Allowance:
 
     def begin(self) -> Attempts:
         """Start a wait with the time that is left."""
+        if not (self._waited_s or self._used_up):  # the usual case, without the lock
+            return Attempts(self._retry_policy)
         with self._lock:
             left_s = self._retry_policy.total_s - self._waited_s
             if self._used_up or left_s <= 0:

@@ -18,6 +18,8 @@ LATE_FACTOR = 3.0
 MIN_LATE_S = 0.1
 #: The share of all requests that may be hedged.
 HEDGED_SHARE = 0.02
+#: Hedges that may be saved up.
+MOST_ALLOWED = 10.0
 
 
 class _SizeClass:
@@ -49,7 +51,8 @@ class HedgingPolicy:
 
     def arrived(self, size_bytes: int, duration_s: float) -> None:
         """Record the seconds that a request took."""
-        self._allowed = min(self._allowed + HEDGED_SHARE, 10.0)
+        if self._allowed < MOST_ALLOWED:
+            self._allowed += HEDGED_SHARE
         self._classes[size_bytes.bit_length()].arrived(duration_s)
 
     def late_s(self, size_bytes: int) -> float:

@@ -13,7 +13,6 @@ A program that opens a file by a reference (/proc/self/fd/N) always opens the sa
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -47,7 +46,7 @@ class Readers:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._watchers = 0  # calls that wait for _counts or _expected to change
-        self._counts: Counter[InodeNumber] = Counter()
+        self._counts: dict[InodeNumber, int] = {}
         #: By key: until when a writer is expected (monotonic clock).
         self._expected: dict[bytes, float] = {}
         self._waiting = 0
@@ -64,8 +63,10 @@ class Readers:
     def end(self, inode: Inode) -> None:
         """Subtract a reader."""
         with self._lock:
-            self._counts[inode.number] -= 1
-            if not self._counts[inode.number]:
+            left = self._counts[inode.number] - 1
+            if left:
+                self._counts[inode.number] = left
+            else:
                 del self._counts[inode.number]
             if self._watchers:
                 self._changed.notify_all()
@@ -80,7 +81,7 @@ class Readers:
         The kernel reports a close shortly after the program has gone on.
         """
         with self._lock:
-            return self._watch(lambda: self._counts[inode.number] <= 1, within_s)
+            return self._watch(lambda: self._counts.get(inode.number, 0) <= 1, within_s)
 
     def leave(self, inode: Inode) -> NoReturn:
         """Leave an inode to its readers, and raise Superseded for the writer."""

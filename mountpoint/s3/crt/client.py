@@ -268,7 +268,7 @@ class CrtClient:
         if verify and (single or not ranged):
             extra.append(CHECKSUM_MODE)
         extra += match
-        if self._native is not None and isinstance(sink, Arrival) and version.etag and single:
+        if self._native is not None and version.etag and single and isinstance(sink, Arrival):
             native = NativeDownload(
                 self, version, start, stop, sink, whole=not ranged, verify=verify
             )

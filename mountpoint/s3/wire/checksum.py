@@ -142,7 +142,7 @@ def expected_of_whole(stored: Stored) -> Expected | None:
 
 def is_multipart(etag: str) -> bool:
     """Whether this is the ETag of an object that was uploaded in parts."""
-    return _MULTIPART_ETAG.fullmatch(etag) is not None
+    return "-" in etag and _MULTIPART_ETAG.fullmatch(etag) is not None
 
 
 def _promised(

@@ -480,29 +480,32 @@ def object_info(
     return described(key, size_bytes, etag, headers)
 
 
+#: The headers that describe an object, besides those of its size, version and user metadata.
+DESCRIPTIONS = ("last-modified", "x-amz-storage-class", "x-amz-restore")
+
+
 def described(key: bytes, size_bytes: int, etag: str, headers: Headers) -> ObjectInfo:
     """Return the description of an object whose size and ETag are known, by the other headers.
 
     Raises BadAnswer if one of them appears twice.
     """
-    known: dict[str, str | None]
-    known = {"last-modified": None, "x-amz-storage-class": None, "x-amz-restore": None}
+    known: dict[str, str] = {}
     kept = {}
     for name, value in headers:  # once: there is one of these for each small file that is read
         name, value = name.lower(), value.strip()
-        if name in known:
-            if known[name] not in (None, value):
+        if name in DESCRIPTIONS:
+            if name in known and known[name] != value:
                 raise BadAnswer(f"two different {name} headers")
             known[name] = value
         elif name.startswith(METADATA_PREFIX):
             kept[name[len(METADATA_PREFIX) :]] = value
-    modified, storage_class, restore = (each or "" for each in known.values())
+    restore = known.get("x-amz-restore", "")
     return ObjectInfo(
         key,
         size_bytes,
-        http_date_ns(modified),
+        http_date_ns(known.get("last-modified", "")),
         etag,
-        storage_class or "STANDARD",
+        known.get("x-amz-storage-class") or "STANDARD",
         'ongoing-request="false"' in restore and "expiry-date=" in restore,
         kept or NO_METADATA,
     )
