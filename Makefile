@@ -111,7 +111,8 @@ soak: checked ## Random tests with SOAK=10 times as many cases; an hour or more;
 
 # The tests of what runs without the interpreter. Leaks are looked for where no other programs run.
 NATIVE_TESTS := tests/unit/native tests/unit/read/test_native_stream.py tests/unit/test_fastpath.py \
-    tests/unit/metrics tests/unit/s3/crt tests/unit/fuse/test_listings.py \
+    tests/unit/metrics tests/unit/s3/crt tests/unit/fuse/test_callers.py \
+    tests/unit/fuse/test_listings.py \
     tests/unit/cache/blocks/test_files.py tests/unit/cache/test_reading.py \
     tests/unit/cache/test_cache_model.py
 MOUNT_TESTS := tests/server/test_crt.py tests/mount/test_read.py tests/mount/test_requests.py \

@@ -35,7 +35,9 @@ from mountpoint.fuse._survival cimport send_header
 cdef extern from *:
     """
     #define MAX_SERVERS 1100  /* more than --max-threads permits */
+    #define load_u32(pointer) __atomic_load_n(pointer, __ATOMIC_ACQUIRE)
     #define load_u64(pointer) __atomic_load_n(pointer, __ATOMIC_ACQUIRE)
+    #define store_u32(pointer, value) __atomic_store_n(pointer, value, __ATOMIC_RELEASE)
     #define store_u64(pointer, value) __atomic_store_n(pointer, value, __ATOMIC_RELEASE)
     #define next_server(pointer) __atomic_fetch_add(pointer, 1, __ATOMIC_RELAXED)
 
@@ -44,7 +46,8 @@ cdef extern from *:
             pointer, &old, value, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
     }
 
-    /* What a thread serves, in a cache line of its own. */
+    /* What a thread serves, in a cache line of its own. All of it is atomic: other threads read it
+       meanwhile, and drop what they have read if `unique` was not the same before and after. */
     typedef struct {
         uint64_t unique;  /* of the request; 0 if it serves none. ABANDONED: it is answered */
         uint64_t handle;  /* of the file, if the request is one of a writer's, else 0 */
@@ -56,7 +59,9 @@ cdef extern from *:
     static __thread server_t *own;
     """
     enum: MAX_SERVERS
+    uint32_t load_u32(uint32_t*) nogil
     uint64_t load_u64(uint64_t*) nogil
+    void store_u32(uint32_t*, uint32_t) nogil
     void store_u64(uint64_t*, uint64_t) nogil
     uint32_t next_server(uint32_t*) nogil
     bint replace_u64(uint64_t*, uint64_t, uint64_t) nogil
@@ -77,6 +82,7 @@ cdef void begin_serving(const InHeader* header) noexcept nogil:
     """Note the request that this thread serves from now on."""
     global own
     cdef uint32_t place
+    cdef uint64_t handle = 0
     if own == NULL:
         place = next_server(&count)
         if place >= MAX_SERVERS:
@@ -84,11 +90,11 @@ cdef void begin_serving(const InHeader* header) noexcept nogil:
         own = &servers[place]
     if is_unawaited(header.opcode):
         return
-    own.pid = header.pid
-    own.opcode = header.opcode
-    own.handle = 0
     if header.opcode in (WRITE, FSYNC, FLUSH):
-        own.handle = (<const uint64_t*>(<const char*>header + sizeof(InHeader)))[0]
+        handle = (<const uint64_t*>(<const char*>header + sizeof(InHeader)))[0]
+    store_u32(&own.pid, header.pid)
+    store_u32(&own.opcode, header.opcode)
+    store_u64(&own.handle, handle)
     store_u64(&own.unique, header.unique)
 
 
@@ -96,6 +102,10 @@ cdef void end_serving() noexcept nogil:
     """Note that this thread has answered its request."""
     if own != NULL:
         store_u64(&own.unique, 0)
+
+
+cdef uint32_t servers_in_use() noexcept nogil:
+    return min(load_u32(&count), <uint32_t>MAX_SERVERS)
 
 
 cdef bint is_unawaited(uint32_t opcode) noexcept nogil:
@@ -125,11 +135,11 @@ def waiting():
     cdef uint32_t index, pid, opcode
     cdef uint64_t unique, handle
     found = []
-    for index in range(min(count, <uint32_t>MAX_SERVERS)):
+    for index in range(servers_in_use()):
         unique = load_u64(&servers[index].unique)
-        pid = servers[index].pid
-        handle = servers[index].handle
-        opcode = servers[index].opcode
+        pid = load_u32(&servers[index].pid)
+        handle = load_u64(&servers[index].handle)
+        opcode = load_u32(&servers[index].opcode)
         if unique and not unique & ABANDONED and unique == load_u64(&servers[index].unique):
             found.append((unique, pid, handle, opcode == WRITE))
     return found
@@ -138,7 +148,7 @@ def waiting():
 def abandon(int descriptor, uint64_t unique):
     """Answer this request with EINTR, on /dev/fuse, unless it has been answered or claimed."""
     cdef uint32_t index
-    for index in range(min(count, <uint32_t>MAX_SERVERS)):
+    for index in range(servers_in_use()):
         if replace_u64(&servers[index].unique, unique, unique | ABANDONED):
             send_header(descriptor, unique, -EINTR)
             return True

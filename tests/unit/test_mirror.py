@@ -39,7 +39,6 @@ TESTED_IN = {
     ),
     "unit/fs/test_setattr.py": "fs/writes/streamed/attributes",
     "mount/test_channel.py": "fuse/_reads fuse/binding fuse/structures",
-    "mount/test_fault_table.py": "fuse/_callers",
     "mount/test_keep_alive.py": (
         "ctl/upgrade fuse/_survival mount/kept/link mount/kept/upgrade mount/kept/worker"
     ),

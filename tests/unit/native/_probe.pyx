@@ -1,13 +1,16 @@
-"""The C functions of `mountpoint.native`, for tests. Pointers are plain numbers.
+"""The C functions of `mountpoint.native` and `fuse/_callers`, for tests. Pointers are plain numbers.
 
 Whoever gets a pointer from a function here owns one reference to it.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
+from mountpoint.fuse._callers cimport begin_serving, end_serving
+from mountpoint.fuse._protocol cimport InHeader
 from mountpoint.metrics._histogram cimport Timer, begin_timer, drop_timer, undo_timer
 from mountpoint.native._arrivals cimport (
     Arrival, arrival_t, describe, doubt, end, hold_arrival, new_arrival, overtake, ready_block,
@@ -288,3 +291,27 @@ def run_timer(Timer timer not None, long times):
                 drop_timer(&timer.data)
             else:
                 undo_timer(&timer.data)
+
+
+# --- callers ---
+
+cdef struct Request:
+    InHeader header
+    uint64_t handle
+
+
+def begin_request(uint32_t opcode, uint64_t unique, uint32_t pid, uint64_t handle):
+    """Note that this thread serves a request; `handle` is the file of one that has one."""
+    cdef Request request
+    memset(&request, 0, sizeof(request))
+    request.header.opcode = opcode
+    request.header.unique = unique
+    request.header.pid = pid
+    request.handle = handle
+    with nogil:
+        begin_serving(&request.header)
+
+
+def end_request():
+    with nogil:
+        end_serving()

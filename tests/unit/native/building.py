@@ -24,7 +24,11 @@ setup(name="probe", ext_modules=cythonize(
 def probe() -> Any:
     """Return the extension. One process builds it, which takes seconds; others wait for that."""
     source = Path(__file__).with_name("_probe.pyx").read_bytes()
-    layouts = [path.read_bytes() for path in sorted((ROOT / "mountpoint/native").glob("*.pxd"))]
+    layouts = [
+        path.read_bytes()
+        for package in ("native", "fuse")
+        for path in sorted((ROOT / "mountpoint" / package).glob("*.pxd"))
+    ]
     flags = os.environ.get("CFLAGS", "")
     digest = hashlib.sha256(b"".join([source, *layouts, flags.encode(), sys.version.encode()]))
     folder = ROOT / ".state" / "probe" / digest.hexdigest()[:16]
