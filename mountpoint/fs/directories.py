@@ -117,6 +117,7 @@ class Directories:
             self._mount.local.remove_directory(prefix)
             self._mount.local.add_directory(parent.key)
             self._mount.caches.changed(parent.key, entry.name, None)
+            self._mount.inodes.removed(parent, entry.name)
 
     def check_replaceable(self, prefix: bytes) -> bool:
         """Return whether the directory has a marker.

@@ -229,6 +229,7 @@ class InodeTable:
         #: From the number that a version would have to the number of the inode that has become it.
         self._aliases: dict[int, InodeNumber] = {}
         self._alias_of: dict[InodeNumber, int] = {}
+        self._removed: set[InodeNumber] = set()  # directories
         self._unborn = itertools.count(1)
 
         self.forgotten = 0  #: how many inodes have been dropped so far
@@ -255,6 +256,8 @@ class InodeTable:
             if inode is None:
                 inode = Inode(number, parent, entry.name, entry.info)
                 self._inodes[number] = inode
+                if self._removed:
+                    self._alias(inode)  # its number may be that after a removed one
                 if entry.info is None and self._log is not None:
                     self._note(inode)
             elif entry.info is not None:
@@ -359,6 +362,21 @@ class InodeTable:
             if inode.is_directory:
                 self._note(inode)
 
+    def removed(self, parent: Inode, name: bytes) -> None:
+        """Note that the kernel has removed a directory. If one is made there again, it is another.
+
+        The kernel lets nothing be in an inode that it has removed, and programs may keep that for
+        long: as their working directory, or with an open file.
+        """
+        with self._lock:
+            number, inode = self._place(parent, Entry(name, None))
+            if inode is None:
+                return
+            self._removed.add(number)
+            self._drop_alias(inode)
+            if self._log is not None:
+                self._log.drop("directory", number)
+
     def number_of(self, parent: Inode, entry: Entry) -> InodeNumber:
         """Return the number that a lookup of `entry` would give, without counting one."""
         with self._lock:
@@ -407,6 +425,7 @@ class InodeTable:
             for number, inode in self._inodes.items():
                 assert inode.number == number < 1 << self._bits
                 assert inode.lookups > 0 or inode.opens > 0, inode
+            assert self._removed <= self._inodes.keys()
             assert self._alias_of == {number: alias for alias, number in self._aliases.items()}
             for alias, number in self._aliases.items():
                 inode = self._inodes[number]
@@ -424,7 +443,8 @@ class InodeTable:
             if inode is None:
                 return InodeNumber(number), None
             same = inode.parent is parent and inode.name == entry.name
-            if (same or inode.key == key) and inode.is_version(entry):
+            alike = (same or inode.key == key) and inode.is_version(entry)
+            if alike and number not in self._removed:
                 return InodeNumber(number), inode
             number = max((number + 1) % (1 << self._bits), ROOT + 1)
 
@@ -441,6 +461,7 @@ class InodeTable:
             return False
         self.forgotten += 1
         del self._inodes[inode.number]
+        self._removed.discard(inode.number)
         self._drop_alias(inode)
         if self._log is not None and inode.is_directory:
             self._log.drop("directory", inode.number)
@@ -456,8 +477,8 @@ class InodeTable:
     def _alias(self, inode: Inode) -> None:
         """Make the inode findable by the number of its present key and version."""
         self._drop_alias(inode)
-        if self._inodes.get(inode.number) is not inode:
-            return  # it was forgotten meanwhile
+        if self._inodes.get(inode.number) is not inode or inode.number in self._removed:
+            return  # it was forgotten, or removed
         number = digest(inode.key, inode.info, self._bits)
         if number == inode.number:
             return

@@ -148,3 +148,29 @@ def test_markers(flat_store: Store, folder: Path) -> None:
         assert keys(flat_store, "renamed") == {"renamed/"}
         (two.path / "renamed").rmdir()
         assert keys(flat_store, "renamed") == set()
+
+
+MADE_AGAIN = {
+    "mkdir": "rmdir there; mkdir there",
+    "rename": "mkdir other; mv -T other there",
+    "rename of a full one": "mkdir other; echo > other/one; mv -T other there",
+}
+
+
+@pytest.mark.parametrize("how", MADE_AGAIN)
+def test_a_directory_made_again(mount: Mount, how: str) -> None:
+    """A new directory works although a program is still in the removed one of that name.
+
+    The kernel refuses everything in the inode of a directory that it has removed.
+    """
+    place = mount.path / how.replace(" ", "-")
+    place.mkdir()
+    (place / "there").mkdir()
+    before = os.open(place / "there", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        sh(MADE_AGAIN[how], place)
+        sh("echo > there/two; ls there; mkdir there/below; rmdir there/below", place)
+        assert (place / "there").stat().st_ino != os.fstat(before).st_ino
+    finally:
+        os.close(before)
+    assert "two" in os.listdir(place / "there")

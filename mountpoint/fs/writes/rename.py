@@ -169,6 +169,8 @@ class Renamer:
             mount.caches.discard_below(old)
             mount.caches.discard_below(new)
         inode = mount.inodes.find(parent, entry)
+        if target is not None:
+            mount.inodes.removed(to, name)
         if inode is not None:
             mount.inodes.moved(inode, to, name)
         mount.local.move_directory(old, new)

@@ -100,6 +100,52 @@ def test_another_version_is_another_inode(other: Entry) -> None:
     table.check()
 
 
+def test_a_directory_that_is_removed_and_made_again() -> None:
+    """It is another inode, with its own number for as long as it is known."""
+    table = InodeTable(b"")
+    old = table.looked_up(table.root, directory(b"d"), 0.0)
+    table.opened(old)
+    table.removed(table.root, b"d")
+    new = table.looked_up(table.root, directory(b"d"), 0.0)
+    assert new.number != old.number
+    assert table.looked_up(table.root, directory(b"d"), 0.0) is new
+    assert table.get(old.number) is old
+    table.check()
+    table.forget(old.number, 1)
+    table.released(old)
+    table.check()
+    assert table.looked_up(table.root, directory(b"d"), 0.0) is new
+    table.forget(new.number, 3)
+    assert table.looked_up(table.root, directory(b"d"), 0.0).number == old.number
+    table.check()
+
+
+def test_a_directory_is_renamed_to_a_removed_one() -> None:
+    """The new directory is found by the name, and not the removed one, which a program holds."""
+    table = InodeTable(b"")
+    old = table.looked_up(table.root, directory(b"d"), 0.0)
+    other = table.looked_up(table.root, directory(b"e"), 0.0)
+    table.removed(table.root, b"d")
+    table.moved(other, table.root, b"d")
+    assert table.looked_up(table.root, directory(b"d"), 0.0) is other
+    table.forget(other.number, 2)
+    assert table.looked_up(table.root, directory(b"d"), 0.0) not in (old, other)
+    table.check()
+
+
+def test_a_removed_directory_below_a_renamed_one() -> None:
+    """A rename of the directory above does not bring it back."""
+    table = InodeTable(b"")
+    above = table.looked_up(table.root, directory(b"a"), 0.0)
+    old = table.looked_up(above, directory(b"d"), 0.0)
+    table.removed(above, b"d")
+    new = table.looked_up(above, directory(b"d"), 0.0)
+    table.moved(above, table.root, b"b")
+    assert table.looked_up(above, directory(b"d"), 0.0) is new
+    assert old.key == new.key == b"b/d/"
+    table.check()
+
+
 def test_an_inode_that_is_forgotten_while_it_is_renamed() -> None:
     """It leaves no trace, and does not take along a newer inode of its number."""
     table = InodeTable(b"")
