@@ -183,8 +183,8 @@ def workers_of(keeper: int) -> list[int]:
 def test_kept_alive(store: Store, place: Path, signalled: str) -> None:
     """Open files go on if the serving process is killed. SIGTERM ends both; the mount stays."""
     data = os.urandom(4 << 20)
-    store.put("kept/file", data)
-    with served(store, place, "--keep-alive", "--prefix", "kept/") as program:
+    store.put("descriptor-kept/file", data)
+    with served(store, place, "--keep-alive", "--prefix", "descriptor-kept/") as program:
         with (place / "file").open("rb", buffering=0) as file:
             assert file.read(1000) == data[:1000]
             for _ in range(2):
