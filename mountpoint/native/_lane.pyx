@@ -201,13 +201,14 @@ cdef int lane_read(
     """
     cdef long long stop = min(offset + size, lane.size_bytes)
     cdef int count = 0
+    cdef double late_s = 0
     cdef source_t* source
     waited[0] = False
     if offset < stop:
-        source = random_source(lane, offset, stop)
+        source = random_source(lane, offset, stop, &late_s)
         if source != NULL:
             waited[0] = True
-            count = fetch_random(lane, source, offset, stop, thread, pieces)
+            count = fetch_random(lane, source, offset, stop, thread, late_s, pieces)
             release_source(source)
             return count
         pieces[0].block = fetch_whole(lane, offset, stop, thread)
@@ -252,8 +253,13 @@ cdef bint find_piece(
     return True
 
 
-cdef source_t* random_source(lane_t* lane, long long offset, long long stop) noexcept nogil:
-    """Return the source for a read at a random place, with a reference; NULL for any other read."""
+cdef source_t* random_source(
+    lane_t* lane, long long offset, long long stop, double* late_s
+) noexcept nogil:
+    """Return the source for a read at a random place, with a reference; NULL for any other read.
+
+    `late_s` becomes the seconds that the read may take.
+    """
     cdef random_t* random = &lane.random
     cdef source_t* source = NULL
     cdef long long last, distance
@@ -277,6 +283,7 @@ cdef source_t* random_source(lane_t* lane, long long offset, long long stop) noe
                 source = NULL
     if source != NULL:
         random.left -= 1
+        late_s[0] = random.late_s
         atomic_add(&source.refs, 1)
         random.starts[random.next] = offset
         random.stops[random.next] = stop
@@ -289,13 +296,13 @@ cdef source_t* random_source(lane_t* lane, long long offset, long long stop) noe
 
 cdef int fetch_random(
     lane_t* lane, source_t* source, long long offset, long long stop, unsigned long long thread,
-    piece_t* pieces
+    double late_s, piece_t* pieces
 ) noexcept nogil:
     """Fetch [offset, stop), in whole pages; return the number of pieces, 1 or 0."""
     cdef long long start = offset - offset % PAGE_BYTES
     cdef long long end = min(stop + (PAGE_BYTES - stop % PAGE_BYTES) % PAGE_BYTES, lane.size_bytes)
     cdef double begun_s = now_s()
-    cdef Block* block = source.fetch(source, start, end, thread, lane.random.late_s)
+    cdef Block* block = source.fetch(source, start, end, thread, late_s)
     cdef double duration_s = now_s() - begun_s
     cdef int index
     pthread_mutex_lock(&lane.mutex)
