@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from mountpoint.cache.block_cache import BlockCache
 from mountpoint.cache.directory import CacheDirectory
@@ -215,8 +215,9 @@ class Caching(RuleBasedStateMachine):
         self.client.inject("get", Fault(cut=1000) if faulty else Fault(delay_s=0.01))
 
     @rule(which=st.integers(0, 1))
-    @precondition(lambda self: not any(thread.is_alive() for thread in self.threads))
     def restart(self, which: int) -> None:
+        """End a mount after the reads in progress, and start another."""
+        self.await_reads()
         self.mounts[which].end()
         self.mounts[which] = Mount(self.path, self.client)
 
@@ -224,10 +225,13 @@ class Caching(RuleBasedStateMachine):
     def clear(self, which: int) -> None:
         self.mounts[which].cache.directory.clear()
 
-    def teardown(self) -> None:
+    def await_reads(self) -> None:
         for thread in self.threads:
             thread.join(SAFE_S)
             assert not thread.is_alive(), "a read hangs"
+
+    def teardown(self) -> None:
+        self.await_reads()
         assert not self.wrong, self.wrong
         for mount in self.mounts:
             assert mount.cache.wait(SAFE_S)
