@@ -132,6 +132,7 @@ class Manager:
         self._address = folder / "notify"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(self._address))
+        self._keeping = threading.Lock()
         self._kept: dict[str, int] = {}
         self._ready = 0
         self.program: subprocess.Popen[str] | None = None
@@ -146,26 +147,34 @@ class Manager:
             )
             state = dict(line.split("=", 1) for line in data.decode().split("\n"))
             if state.get("FDSTORE") == "1":
-                self._kept[state["FDNAME"]], *others = descriptors
-                assert not others
+                (descriptor,) = descriptors
+                with self._keeping:
+                    self._kept[state["FDNAME"]] = descriptor
             elif state.get("FDSTOREREMOVE") == "1":
-                os.close(self._kept.pop(state["FDNAME"]))
+                self._drop(state["FDNAME"])
             elif state.get("READY") == "1":
                 self._ready += 1
             elif state.get("END"):
                 return
 
+    def _drop(self, name: str) -> None:
+        with self._keeping:
+            descriptor = self._kept.pop(name, None)
+            if descriptor is not None:  # else it had ended
+                os.close(descriptor)
+
     @property
     def kept(self) -> dict[str, int]:
         """What it keeps; not what the kernel says has ended, as in systemd."""
         poll = select.poll()
-        by_number = {number: name for name, number in self._kept.items()}
-        for number in by_number:
-            poll.register(number, 0)
-        ended = [by_number[number] for number, _ in poll.poll(0)]
+        with self._keeping:
+            by_number = {number: name for name, number in self._kept.items()}
+            for number in by_number:
+                poll.register(number, 0)
+            ended = [by_number[number] for number, _ in poll.poll(0)]
         for name in ended:
-            os.close(self._kept.pop(name))
-        return self._kept
+            self._drop(name)
+        return self._kept.copy()
 
     @property
     def kinds(self) -> list[str]:
