@@ -187,7 +187,7 @@ class DirectoryListing:
                     self._failed(chain, error)
         # A failed guess is not retried: its names will come by a token.
         if error is not None and not was_guessed and not attempts.again(error):
-            raise error
+            raise attempts.last(error)
 
     def _failed(self, chain: PageChain, error: S3Error | None) -> None:
         chain.request = None

@@ -137,7 +137,7 @@ class RetryingCall(Generic[T]):
         if found is not None and may_have_succeeded(error, retried=self._retried):
             result = found()
         if result is None:
-            raise error
+            raise attempts.last(error)
         log.debug("an earlier attempt had succeeded", error=str(error))
         return result
 
@@ -174,6 +174,15 @@ class Attempts:
             return None
         self._retry_policy.counters.add("retries")
         return wait_s
+
+    def last(self, error: S3Error) -> S3Error:
+        """Return the error to report after the last try, which ended with `error`.
+
+        If that try got no answer in what was left of the time, the answer before says more.
+        """
+        if isinstance(error, Stalled) and self.answer is not None and self.left_s() <= 0:
+            return self.answer
+        return error
 
     def again(self, error: S3Error) -> bool:
         """Pause before the next try. Return False if `error` allows none, or time is up.

@@ -13,9 +13,11 @@ import pytest
 
 from mountpoint.config import MINIMAL_TTL_S
 from mountpoint.listing.batch_lookup import RENEW_BEFORE_S
+from mountpoint.mount.control import ask
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy
-from tests.mount.mounting import Mount, mounted
+from tests.mount.mounting import Mount, eventually, mounted
+from tests.mount.test_ctl import own_socket
 
 pytestmark = pytest.mark.mount
 
@@ -235,6 +237,8 @@ def test_a_little_of_many_files(store: Store, folder: Path) -> None:
             with path.open("rb", buffering=0) as file:
                 assert file.read(4096) == b"x" * 4096
             if number == 0:
+                # The mount learns from a file that is closed, which the kernel reports afterwards.
+                eventually(lambda: ask(own_socket(mount), "status")["open_files"] == 0)
                 before = mount.counters()
         after = mount.counters()
         read, asked = (after[name] - before[name] for name in ("bytes_read", "bytes_asked"))

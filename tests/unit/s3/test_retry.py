@@ -169,6 +169,13 @@ def test_silence_ends_at_the_total(clock: Clock) -> None:
     assert all(future.cancelled() for future in asked.futures)
 
 
+def test_the_answer_before_a_try_that_is_cut_short(clock: Clock) -> None:
+    """If the total ends during a try, the error is what S3 has answered before."""
+    asked = Asked(clock, Throttled("slow down"), None)
+    assert isinstance(failing(retry_policy(clock, total_s=5.0).ask(asked).answer), Throttled)
+    assert asked.timeouts == [5.0, 5.0]
+
+
 def test_large_requests_get_more_time(clock: Clock) -> None:
     """A request that is known to take longer gets more time for each try, and in total."""
     asked = Asked(clock, None)
