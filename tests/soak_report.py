@@ -1,7 +1,7 @@
 """What `make soak` runs, and the table at its end (a plugin of pytest).
 
 Only modules with random cases run: a soak repeats nothing that is the same each time. A test has
-as many cases as it counts (`soak.count`), or as hypothesis has tried, or one.
+as many cases as it counts (`soak.count_cases`), or as hypothesis has tried, or one.
 """
 
 import re

@@ -34,14 +34,9 @@ class Identity:
         """Return a version's identity; None if nothing tells it from others, it is empty, or a
         trailer has no room for it.
         """
-        if not info.etag or info.size_bytes <= 0 or "\0" in endpoint + bucket + info.etag:
+        if Names(endpoint, bucket).of(info) is None:
             return None
-        identity = cls(endpoint, bucket, info.etag, info.size_bytes, info.key)
-        try:
-            fits = len(identity.text) <= MAX_IDENTITY_BYTES
-        except UnicodeEncodeError:  # a store may answer with any bytes as the ETag
-            return None
-        return identity if fits else None
+        return cls(endpoint, bucket, info.etag, info.size_bytes, info.key)
 
     @classmethod
     def parse(cls, text: bytes) -> "Identity":

@@ -364,10 +364,8 @@ class Opener:
             if archived and not version.restored:
                 raise ObjectArchived(f"the object is in the storage class {info.storage_class}")
             inode.set_info(version)
-            if stream is not None and cached and inode.paged:
-                stream.use_disk()
-            elif stream is not None and cached:
-                stream.open_unasked()
+            if stream is not None and cached:
+                stream.open_unasked(paged=bool(inode.paged))
             if stream is not None and not direct:
                 _expect_gaps(inode, stream)
         inode.paged = max(inode.paged, PageState.SOME)

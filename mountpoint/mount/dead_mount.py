@@ -11,7 +11,7 @@ import subprocess
 from mountpoint.errors import DISCONNECTED, MountError
 from mountpoint.mount.preflight import ANSWER_S
 from mountpoint.system import kernel
-from mountpoint.system.mounts import failure, mounts
+from mountpoint.system.mounts import MountInfo, failure, mounts
 
 #: How long the kernel may take to unmount.
 UNMOUNT_S = 10.0
@@ -19,11 +19,17 @@ UNMOUNT_S = 10.0
 PROGRAMS = (("umount", "-l"), ("fusermount", "-uz"))
 
 
-def is_dead(directory: str) -> bool:
-    """Whether a dead mount of this program and user is mounted on a directory."""
+def mount_at(directory: str) -> MountInfo | None:
+    """Return the mount of this program that is mounted on a directory. Does not ask the mount."""
     at = [each for each in mounts() if each.directory == directory]
     # The last one hides the others.
-    if not at or at[-1].kind != kernel.TYPE or f"user_id={os.geteuid()}" not in at[-1].options:
+    return at[-1] if at and at[-1].kind == kernel.TYPE else None
+
+
+def is_dead(directory: str) -> bool:
+    """Whether a dead mount of this program and user is mounted on a directory."""
+    at = mount_at(directory)
+    if at is None or f"user_id={os.geteuid()}" not in at.options:
         return False
     error = failure(directory, ANSWER_S)
     return error is not None and error.errno == DISCONNECTED

@@ -25,11 +25,13 @@ from collections.abc import Callable
 
 import structlog
 
+from mountpoint.mount.kept import keeper
+
 log = structlog.get_logger(__name__)
 
 ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 ASKING = signal.SIGUSR2
-LEAVING = signal.SIGURG
+LEAVING = keeper.LEAVE
 
 #: How often llfuse's threads are nudged, in seconds. A nudge is lost if it comes between a thread's
 #: check of the flag and its next system call.

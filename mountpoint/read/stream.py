@@ -190,10 +190,13 @@ class ReadStream:
             with self._lock:
                 self._waiting -= 1
 
-    def open_unasked(self) -> None:
+    def open_unasked(self, *, paged: bool = False) -> None:
         """Instead of `open`: let the first read fetch the initial range, unless the data cache has
-        the whole of a small file.
+        the whole of a small file, or `paged`: the kernel may have this file's bytes.
         """
+        if paged:
+            self.use_disk()
+            return
         self._initial_due = True
         if self._initial_bytes == self.size_bytes:
             self._initial_fetched = self.use_disk()

@@ -122,10 +122,8 @@ class Streams:
         stream = self.stream(info, opener)
         if fetched is not None:
             stream.adopt(fetched.parts, fetched.whole)
-        elif paged:
-            stream.use_disk()
         else:
-            stream.open_unasked()
+            stream.open_unasked(paged=paged)
         return stream
 
     def sweep(self) -> None:

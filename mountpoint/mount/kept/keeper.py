@@ -145,6 +145,13 @@ def kind_of(name: str) -> str:
     return name.rpartition("-")[0]
 
 
+def is_mounted(device: int) -> bool:
+    """Whether the kernel still has the mount of a descriptor of /dev/fuse."""
+    poll = select.poll()
+    poll.register(device, 0)
+    return not poll.poll(0)
+
+
 def _command(directory: str, settings: dict[str, Any]) -> list[str]:
     """Return the command of a keeper."""
     if settings["device"] is not None:
@@ -495,11 +502,7 @@ class Keeper:
         os.chdir("/")
 
     def _is_mounted(self) -> bool:
-        if not self._kept:
-            return False
-        poll = select.poll()
-        poll.register(self._kept[0], 0)
-        return not poll.poll(0)
+        return bool(self._kept) and is_mounted(self._kept[0])
 
     def _pause(self, pause_s: float) -> None:
         """Wait, or until a signal comes."""

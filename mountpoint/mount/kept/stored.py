@@ -8,15 +8,12 @@ at the mount point. A mount whose settings do not fit any more is unmounted.
 import contextlib
 import json
 import os
-import select
 from collections.abc import MutableMapping
 from typing import Any, NamedTuple
 
 from mountpoint.config import Config
 from mountpoint.mount import dead_mount
 from mountpoint.mount.kept import keeper
-from mountpoint.system import kernel
-from mountpoint.system.mounts import mounts
 
 #: The first descriptor that a service manager passes.
 FIRST = 3
@@ -61,11 +58,7 @@ class Stored(NamedTuple):
     def is_mounted(self) -> bool:
         """Whether the kernel still has the mount."""
         device = self.kinds.get("device")
-        if device is None:
-            return False
-        poll = select.poll()
-        poll.register(device, 0)
-        return not poll.poll(0)
+        return device is not None and keeper.is_mounted(device)
 
     def why_not(self, config: Config) -> str | None:
         """Return why a mount with these settings cannot go on with this one; None if it can."""
@@ -75,7 +68,7 @@ class Stored(NamedTuple):
         changed = [name for name, value in wanted.items() if found.get(name) != value]
         if changed:
             return f"other settings now: {', '.join(changed)}"
-        if not _is_mounted_at(config.mount.directory):
+        if not dead_mount.mount_at(config.mount.directory):
             return f"it is not mounted at {config.mount.directory} any more"
         return None
 
@@ -85,7 +78,7 @@ class Stored(NamedTuple):
         for name, descriptor in self.names.items():
             manager.drop(name)
             os.close(descriptor)
-        if isinstance(directory, str) and _is_mounted_at(directory):
+        if isinstance(directory, str) and dead_mount.mount_at(directory):
             dead_mount.unmount(directory)
 
     def _terms(self) -> dict[str, Any]:
@@ -132,8 +125,3 @@ def go_on(config: Config, manager: keeper.ServiceManager, stored: Stored) -> dic
             manager.drop(name)
             os.close(descriptor)
     return {name: each for name, each in stored.names.items() if each in chosen}
-
-
-def _is_mounted_at(directory: str) -> bool:
-    at = [each for each in mounts() if each.directory == directory]
-    return bool(at) and at[-1].kind == kernel.TYPE

@@ -45,7 +45,7 @@ def unmounted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The directories that were unmounted; /mnt/a and /mnt/b are mounted."""
     done: list[str] = []
     made = [MountInfo("0:1", "/", each, TYPE, ()) for each in ("/mnt/a", "/mnt/b")]
-    monkeypatch.setattr(stored, "mounts", lambda: made)
+    monkeypatch.setattr(dead_mount, "mounts", lambda: made)
     monkeypatch.setattr(dead_mount, "unmount", done.append)
     monkeypatch.setattr(stored, "FIRST", FIRST)
     return done
