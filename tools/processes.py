@@ -14,7 +14,6 @@ import subprocess
 import time
 from pathlib import Path
 
-# SeaweedFS takes 2 to 4 s for an orderly stop.
 STOP_TIMEOUT_S = 15.0
 POLL_INTERVAL_S = 0.05
 
@@ -53,8 +52,10 @@ class Ports:
         return int(held.getsockname()[1])
 
 
-def end_process_group(pid: int, process: subprocess.Popen[bytes] | None = None) -> None:
-    """End the process group of a server: SIGTERM, and SIGKILL if it takes too long.
+def end_process_group(
+    pid: int, process: subprocess.Popen[bytes] | None = None, *, at_once: bool = False
+) -> None:
+    """End the process group of a server: SIGTERM, and SIGKILL if it takes too long, or at once.
 
     The parent process passes `process`, to collect the exit code. Without it the function waits
     until the process is gone.
@@ -65,7 +66,7 @@ def end_process_group(pid: int, process: subprocess.Popen[bytes] | None = None) 
             return process.poll() is not None
         return start_ticks(pid) is None
 
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for number in (signal.SIGKILL,) if at_once else (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, number)
         deadline = time.monotonic() + STOP_TIMEOUT_S

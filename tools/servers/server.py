@@ -46,6 +46,9 @@ class ServerError(RuntimeError):
 class Server:
     """A server with its ports, keys, folder and process, which always ends.
 
+    It is killed: what it has stored is not needed any more, and an orderly stop of SeaweedFS waits
+    15 s for the connections of a mount.
+
     Without `folder` the server creates a temporary folder, which `stop` removes. A given folder
     must be empty. It is not removed, and has the server's log.
     """
@@ -93,7 +96,7 @@ class Server:
         return self
 
     def stop(self) -> None:
-        """End the server, by force if it takes too long, and remove its temporary folder."""
+        """Kill the server, and remove its temporary folder."""
         atexit.unregister(self.stop)
         self._end_process()
         if self._given_folder is None and self._folder != Path():
@@ -243,14 +246,14 @@ class Server:
     def _end_process(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            end_process_group(process.pid, process)
+            end_process_group(process.pid, process, at_once=True)
             _remove_sockets(self._ports)
 
 
 def end_noted(note: dict[str, Any]) -> None:
     """End a server by its note. It may have ended already."""
     if start_ticks(note["pid"]) == note["start_ticks"]:
-        end_process_group(note["pid"])
+        end_process_group(note["pid"], at_once=True)
     _remove_sockets(note["ports"])
 
 
