@@ -401,10 +401,12 @@ cdef int send(void* _channel, const iovec* pieces, size_t count) noexcept nogil:
             if size == SHORT_INIT_OUT:
                 complete(&init_in, pieces[1].iov_base, &init_out)
                 done = True
-                if is_kept_init(header.unique):
-                    resumed(descriptor)
-                    return 0
-                return write_answer(&header, &init_out, sizeof(InitOut))
+                if not is_kept_init(header.unique):
+                    return write_answer(&header, &init_out, sizeof(InitOut))
+                # The kernel refuses a second answer. It has none if the process died too soon.
+                write_answer(&header, &init_out, sizeof(InitOut))
+                resumed(descriptor)
+                return 0
         elif served.opens != 0 and is_for(served.opens, &header):
             if size == sizeof(OpenOut) or size == CREATE_OUT_BYTES:
                 memcpy(opened, pieces[1].iov_base, size)

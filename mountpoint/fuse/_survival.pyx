@@ -4,7 +4,8 @@ Another process keeps /dev/fuse open, so the kernel keeps the mount, and its req
 process can answer them once it knows what the kernel said only to the first one, and what it had
 told the dead one. Both are in memory that outlives a process (`keep`):
 
-* INIT. libfuse gets it again, from here. Its answer goes nowhere: the kernel has one.
+* INIT. libfuse gets it again, from here. The kernel needs the answer only if the process died
+  before it had given one.
 * The requests that each thread has taken. The kernel sends them again if it can
   (FUSE_NOTIFY_RESEND, Linux 6.9), with a mark in `unique`. Otherwise they fail with EIO.
 
@@ -108,7 +109,7 @@ cdef int take_init(char* memory, size_t room) noexcept nogil:
 
 
 cdef bint is_kept_init(uint64_t unique) noexcept nogil:
-    """Whether this request is the INIT that the kernel has an answer to."""
+    """Whether this request is the INIT that a dead process has received, too."""
     return load_int(&state) == WAITS and unique == (<const InHeader*>kept.init).unique
 
 

@@ -376,6 +376,39 @@ def test_a_mount_without_its_keeper(store: Store, folder: Path, files: dict[str,
         assert not it.mount.is_mounted()
 
 
+#: A module that the interpreter imports first: it kills the first process that says that its mount
+#: is ready, which is before the kernel has the answer to INIT.
+DIES_WHEN_READY = """
+import os, signal
+from mountpoint.mount.kept.link import Link
+
+def ready(self, tell=Link.ready):
+    tell(self)
+    try:
+        os.close(os.open({mark!r}, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
+
+Link.ready = ready
+"""
+
+
+def test_killed_before_the_kernel_has_an_answer(
+    store: Store, folder: Path, files: dict[str, bytes]
+) -> None:
+    """The next process answers the kernel's INIT, and the mount works."""
+    modules, mark = folder / "modules", folder / "killed"
+    modules.mkdir()
+    (modules / "sitecustomize.py").write_text(DIES_WHEN_READY.format(mark=str(mark)))
+    environ = store.environment | {"AWS_ENDPOINT_URL_S3": store.endpoint_url}
+    environ |= {"AWS_REGION": "us-east-1", "PYTHONPATH": str(modules)}
+    options = ("--prefix", "keep-alive/", "--keep-alive", "--force-path-style")
+    with mounted(store, folder, *options, environ=environ) as mount:
+        assert mark.exists()
+        assert (mount.path / "file-300000").read_bytes() == files["file-300000"]
+
+
 def test_a_keeper_in_the_foreground(store: Store, folder: Path, files: dict[str, bytes]) -> None:
     """It is the process that was started, notifies the manager, and ends with exit code 0."""
     address = folder / "notify"
