@@ -113,8 +113,10 @@ class FileSystem:
 
     # --- names and attributes ---
 
-    def lookup(self, parent: InodeNumber, name: bytes) -> Attributes:
-        """Return the attributes of a child, and count a lookup of its inode."""
+    def lookup(self, parent: InodeNumber, name: bytes, thread: int = 0) -> Attributes:
+        """Return the attributes of a child to a thread, and count a lookup of its inode."""
+        if self._reopened.expected:
+            self._reopened.looked_up(thread)
         directory = self._directory(parent)
         if len(name) > tree.MAX_NAME_BYTES:
             raise NameTooLong(f"{len(name)} bytes; a name may have at most {tree.MAX_NAME_BYTES}")

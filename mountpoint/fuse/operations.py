@@ -178,7 +178,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     def lookup(self, parent: InodeNumber, name: bytes, ctx: RequestContext) -> EntryAttributes:
         """See FileSystem. An absence that may be cached is answered with its ttl."""
         try:
-            return _entry_attributes(self._fs.lookup(parent, name))
+            return _entry_attributes(self._fs.lookup(parent, name, ctx.pid))
         except NoSuchEntry as error:
             if error.ttl_s <= 0:
                 raise

@@ -1,8 +1,9 @@
 """Opening a file by a reference that a program holds: O_PATH and /proc/self/fd/N, as Samba does.
 
 After ESTALE the kernel looks a name up again, and opens the inode of the newest version. A
-reference has no name to look up, so the kernel opens the same inode again. That inode then becomes
-the version that its name has now, once no reader of an earlier one has it open.
+reference has no name to look up, so the kernel opens the same inode again, and its thread looks up
+nothing in between. That inode then becomes the version that its name has now, once no reader of an
+earlier one has it open.
 """
 
 import functools
@@ -57,7 +58,7 @@ class ReopenedInodes:
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         #: Until when (monotonic clock) a thread is expected after its new lookup.
-        self._until_s: dict[tuple[InodeNumber, int], float] = {}
+        self.expected: dict[tuple[InodeNumber, int], float] = {}
 
     def is_reopened(self, inode: Inode, thread: int) -> bool:
         """Whether a thread opens the same inode again; else note that a new lookup is due.
@@ -66,14 +67,24 @@ class ReopenedInodes:
         """
         now_s = time.monotonic()
         with self._lock:
-            self._until_s = {
-                key: until_s for key, until_s in self._until_s.items() if until_s > now_s
+            self.expected = {
+                key: until_s for key, until_s in self.expected.items() if until_s > now_s
             }
-            if self._until_s.pop((inode.number, thread), None) is not None:
+            if self.expected.pop((inode.number, thread), None) is not None:
                 return True
             if thread:
-                self._until_s[inode.number, thread] = now_s + AGAIN_S
+                self.expected[inode.number, thread] = now_s + AGAIN_S
             return False
+
+    def looked_up(self, thread: int) -> None:
+        """Note that a thread looks up a name: what it opens next is no reference.
+
+        It may be an inode that the thread has found stale before: the kernel can know it by its
+        name again. Nothing is to do while `expected` is empty.
+        """
+        with self._lock:
+            for key in [key for key in self.expected if key[1] == thread]:
+                del self.expected[key]
 
     def up_to_date(self, inode: Inode, thread: int, act: Callable[[], T]) -> T:
         """Run `act`; where it finds a stale inode that can be updated, do that and repeat it."""

@@ -153,6 +153,16 @@ def test_a_reference_to_a_file_that_is_read(
     world.fs._inodes.check()
 
 
+def test_a_name_that_leads_to_an_old_inode(world: Mounted) -> None:
+    """A thread that has looked a name up holds no reference, though it opens an inode again."""
+    number = world.look(b"a").inode
+    world.fs.open(number, os.O_RDONLY)
+    for _ in range(2):
+        with pytest.raises(Superseded):
+            world.fs.open(number, OVERWRITE, ONE, thread=ONE)
+        world.fs.lookup(ROOT, b"a", ONE)
+
+
 @pytest.mark.parametrize("flags", [os.O_RDONLY, OVERWRITE, APPEND])
 def test_a_reference_to_an_earlier_version(world: Mounted, flags: int) -> None:
     """The name's present version is opened, and has its attributes."""
