@@ -13,7 +13,6 @@ the field of its name (`config`), and the table names the field where the two di
 """
 
 import os
-import pickle
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -42,7 +41,7 @@ from mountpoint.log.format import printable
 from mountpoint.log.setup import is_in_memory_only, log_location
 from mountpoint.log.words import display_name
 from mountpoint.mount import daemon, dead_mount, preflight
-from mountpoint.mount.kept import keeper, stored
+from mountpoint.mount.kept import keeper, launch, stored
 from mountpoint.system import sd_notify
 
 BUCKET = "Bucket options"
@@ -459,8 +458,7 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
     log_hint = log_location(config.log)
     if not config.log.foreground:
         if config.mount.keep_alive:
-            start = partial(keeper.start, *_for_keeper(config), device=config.mount.descriptor)
-            daemon.wait_for(start, log_hint=log_hint)
+            daemon.wait_for(partial(launch.start, config), log_hint=log_hint)
         else:
             daemon.run_in_background(lambda ready: _mount(config, ready), log_hint=log_hint)
         click.echo(done)
@@ -473,8 +471,7 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
             click.echo(f"{what} {hint}", err=True)
         return
     if config.mount.keep_alive:
-        device = config.mount.descriptor
-        keeper.become(*_for_keeper(config), done, stored.terms(config), kept, device=device)
+        launch.become(config, done, kept)
 
     def ready() -> None:
         click.echo(done)
@@ -487,12 +484,6 @@ def main(check: bool, as_json: bool, **options: Any) -> None:
     except Exception as error:
         raise daemon.unexpected(error, log_hint) from None
     click.get_current_context().exit(code)
-
-
-def _for_keeper(config: Config) -> tuple[bytes, str]:
-    """Return what the keeper's workers mount, and where; prepare the environment for them."""
-    daemon.keep_paths()
-    return pickle.dumps(config), config.mount.directory
 
 
 def _kept_by_manager(config: Config) -> dict[str, int]:

@@ -32,7 +32,7 @@ from mountpoint.mount import preflight
 from mountpoint.mount.build import build_filesystem
 from mountpoint.mount.commands import ControlCommands
 from mountpoint.mount.control import Control, socket_directory
-from mountpoint.mount.kept.leftovers import abort_uploads_of
+from mountpoint.mount.kept import leftovers
 from mountpoint.mount.kept.link import Link, Turn
 from mountpoint.mount.kept.upgrade import Upgrade
 from mountpoint.mount.shared_cache import cache_bucket, shared_cache
@@ -245,9 +245,11 @@ def _serve(
         binding.take(config.mount.descriptor)
     watcher.mounting(interrupt, None if upgrade is None else upgrade.leave)
     if turn is not None and turn.died:
+        turn.log.note(leftovers.RECORD, turn.died, {})
+        address = BucketAddress.of(config.bucket)
         threading.Thread(
-            target=abort_uploads_of,
-            args=(turn.died, journals, BucketAddress.of(config.bucket), client, retry_policy),
+            target=leftovers.abort_uploads_of_the_dead,
+            args=(turn.log, journals, address, client, retry_policy),
             name="leftovers",
             daemon=True,
         ).start()

@@ -38,7 +38,7 @@ from tools.mounting import is_mounted, mount_processes
 pytestmark = pytest.mark.mount
 
 MIB = 1 << 20
-WORKER = b"mountpoint.mount.kept.worker"
+KEEPER = b"/mount/kept/keeper.py\0"
 
 
 class Kept:
@@ -61,8 +61,7 @@ class Kept:
     def _process(self, *, is_worker: bool) -> int | None:
         for pid in mount_processes(self.mount.root):
             with contextlib.suppress(OSError):
-                line = Path(f"/proc/{pid}/cmdline").read_bytes()
-                if (WORKER in line.split(b"\0")) == is_worker:
+                if (KEEPER in Path(f"/proc/{pid}/cmdline").read_bytes()) != is_worker:
                     return pid
         return None
 
@@ -431,13 +430,20 @@ def test_a_keeper_in_the_foreground(store: Store, folder: Path, files: dict[str,
 
 
 @pytest.mark.parametrize("where", [[], ["--foreground"]], ids=["background", "foreground"])
-def test_no_mount(store: Store, folder: Path, where: list[str]) -> None:
+@pytest.mark.parametrize("reason", ["no bucket", "no library"])
+def test_no_mount(store: Store, folder: Path, where: list[str], reason: str) -> None:
     """What prevents the mount is said as without a keeper, once, with exit code 1."""
+    bucket, environ = "no-such-bucket-here", environment(store.environment)
+    if reason == "no library":
+        bucket = store.bucket
+        environ["PYTHONPATH"] = str(folder)
+        (folder / "llfuse.py").write_text("raise ImportError('it is not there')")
+    (folder / "mnt").mkdir()
     said = []
     for keep in ([], ["--keep-alive"]):
         done = subprocess.run(
-            [PROGRAM, *keep, *where, *store_options(store), "no-such-bucket-here", folder],
-            env=environment(store.environment),
+            [PROGRAM, *keep, *where, *store_options(store), bucket, folder / "mnt"],
+            env=environ,
             capture_output=True,
             text=True,
             timeout=60,
@@ -447,7 +453,7 @@ def test_no_mount(store: Store, folder: Path, where: list[str]) -> None:
         said.append([line for line in done.stderr.splitlines() if line.startswith("Error")])
     assert len(said[0]) == 1
     assert said[0] == said[1]
-    assert mount_processes(folder) == []
+    assert mount_processes(folder / "mnt") == []
 
 
 def test_status(shared: Kept) -> None:

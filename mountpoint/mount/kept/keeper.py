@@ -5,9 +5,9 @@ death of the worker ends nothing: requests wait, and the keeper starts another w
 (`fuse/_survival`, `fs/session`). If workers die again and again before they have served anything,
 the keeper waits longer each time, and then unmounts.
 
-`start` and `become` run this file as a script: it imports nothing but the interpreter's own
-modules, has no threads, knows nothing of S3, and takes a few MiB. It speaks with each worker over
-one socket (`link`), on which each message is a letter, with descriptors or a text.
+`launch` runs this file as a script: it imports nothing but the interpreter's own modules, has no
+threads, knows nothing of S3, and takes a few MiB. It speaks with each worker over one socket
+(`link`), on which each message is a letter, with descriptors or a text.
 
 From a worker:
 
@@ -45,7 +45,7 @@ import socket
 import sys
 import time
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 PREPARED = b"P"
 READY = b"R"
@@ -79,6 +79,9 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 #: stay. To the worker: hand the mount over. Programs that do not know it ignore it.
 LEAVE = signal.SIGURG
 
+#: All signals that the keeper handles.
+SIGNALS = (*FORWARDED, LEAVE)
+
 #: What is kept besides the mount's state, in the order in which workers send it.
 KINDS = ("device", "requests", "log")
 
@@ -90,54 +93,16 @@ UNMOUNT = (("fusermount", "-uz"), ("fusermount3", "-uz"), ("umount", "-l"))
 
 GAVE_UP = "mount-s3 died {failures} times in a row at its start: the mount on {directory} has ended"
 
-#: Python's arguments for the keeper: without site-packages and the environment's settings.
-KEEPER = ("-I", "-S", __file__)
-#: And for a worker: a module of the package, never one in the working directory.
-WORKER = ("-P", "-m", "mountpoint.mount.kept.worker")
 
+def worker_argument(link: int, config: int, *, takes_over: bool, background: bool) -> str:
+    """Return what a worker's `Link` is made of.
 
-def start(config: bytes, directory: str, status: int, *, device: int | None = None) -> int:
-    """Start the keeper of a mount, which reports on the descriptor `status`; return its pid.
-
-    `config` is for the worker. `device` is /dev/fuse, if another process has mounted with it, and
-    will unmount; `directory` is then only a name.
+    `link` and `config` are descriptors: of its end of the socket, and of the file with the mount's
+    `Config`. `takes_over`: there is a mount to go on with.
     """
-    files = {"config": _file("config", config), "state": _file("state", b"{}")}
-    report = {"status": status, "done": ""}
-    command = _command(directory, {**files, **report, "stored": {}, "device": device})
-    os.set_inheritable(status, True)
-    # An ignored signal concerns a terminal, which the keeper leaves.
-    heard = (signal.SIGINT, signal.SIGHUP)
-    try:
-        return os.posix_spawn(command[0], command, os.environ, setsigmask=(), setsigdef=heard)
-    finally:
-        for file in files.values():
-            os.close(file)
-
-
-def become(
-    config: bytes,
-    directory: str,
-    done: str,
-    terms: dict[str, Any],
-    stored: dict[str, int],
-    *,
-    device: int | None = None,
-) -> NoReturn:
-    """Become the keeper of a mount in the foreground; it prints `done` when it is mounted.
-
-    `device`: see `start`. `stored`: what the service manager has kept of a mount to go on with, by
-    name (`stored`); {}: there is none. `terms`: what the next mount must have in common with this
-    one to go on with it.
-    """
-    by_kind = {kind_of(name): descriptor for name, descriptor in stored.items()}
-    state = by_kind.get("state") or _file("state", json.dumps({"terms": terms}).encode())
-    for descriptor in stored.values():
-        os.set_inheritable(descriptor, True)
-    files = {"config": _file("config", config), "state": state}
-    settings = {**files, "status": None, "done": done, "stored": stored, "device": device}
-    command = _command(directory, settings)
-    os.execv(command[0], command)
+    return json.dumps(
+        {"link": link, "config": config, "takes_over": takes_over, "background": background}
+    )
 
 
 def kind_of(name: str) -> str:
@@ -152,19 +117,15 @@ def is_mounted(device: int) -> bool:
     return not poll.poll(0)
 
 
-def _command(directory: str, settings: dict[str, Any]) -> list[str]:
-    """Return the command of a keeper."""
-    if settings["device"] is not None:
-        os.set_inheritable(settings["device"], True)
-    settings |= {"worker": [sys.executable, *WORKER, directory], "directory": directory}
-    return [sys.executable, *KEEPER, json.dumps(settings), directory]
-
-
-def _file(name: str, content: bytes) -> int:
-    """Return the descriptor of a file in memory that a keeper inherits."""
-    file = os.memfd_create(f"mount-s3 {name}", 0)
-    os.write(file, content)
-    return file
+def close_others(keep: tuple[int, ...]) -> None:
+    """Close all descriptors but these and the standard ones; programs do not inherit these."""
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        if descriptor > 2 and descriptor not in keep:
+            with contextlib.suppress(OSError):  # that of the listing is closed
+                os.close(descriptor)
+    for descriptor in keep:
+        os.set_inheritable(descriptor, False)
 
 
 class ServiceManager:
@@ -223,31 +184,28 @@ class ServiceManager:
 
 
 class Worker:
-    """A process that serves the mount, or is to do so. Raises OSError if it cannot be started.
+    """A process that serves the mount, or is to do so: a child of this one, and a socket to it."""
 
-    `config` is a descriptor that it inherits. `takes_over`: there is a mount to go on with.
-    """
-
-    def __init__(
-        self, command: list[str], config: int, *, takes_over: bool, background: bool
-    ) -> None:
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def __init__(self, pid: int, link: socket.socket) -> None:
+        self.pid = pid
+        self.socket = link
         self.prepared = False
-        argument = json.dumps(
-            {
-                "link": theirs.fileno(),
-                "config": config,
-                "takes_over": takes_over,
-                "background": background,
-            }
-        )
-        inherited = (theirs.fileno(), config)
+
+    @classmethod
+    def start(
+        cls, command: list[str], config: int, *, takes_over: bool, background: bool
+    ) -> "Worker":
+        """Start one. For the rest see `worker_argument`. Raises OSError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        link = theirs.fileno()
+        argument = worker_argument(link, config, takes_over=takes_over, background=background)
+        inherited = (link, config)
         with theirs:
             for descriptor in inherited:
                 os.set_inheritable(descriptor, True)
             try:
                 command = [*command[:-1], argument, command[-1]]
-                self.pid = os.posix_spawn(command[0], command, os.environ)
+                return cls(os.posix_spawn(command[0], command, os.environ), ours)
             finally:
                 for descriptor in inherited:
                     os.set_inheritable(descriptor, False)
@@ -276,11 +234,14 @@ class Worker:
 class Keeper:
     """The life of one mount.
 
-    `settings`: `worker`, the command that starts a worker; `config`, a descriptor for it;
-    `directory`; `status`, a descriptor on which `daemon` waits, or None in the foreground, and then
-    `done`, the text to print when the mount serves requests; `state`, the descriptor of a file with
-    what the next keeper has to know; `stored`, what the one before has left (`become`); `device`,
-    /dev/fuse if another process has mounted (`start`).
+    `settings`: `first`, the pid of the first worker and the `socket` to it; `worker`, the command
+    that starts the next ones; `config`, a descriptor for them; `directory`; `status`, a descriptor
+    on which `daemon` waits, or None in the foreground, and then `done`, the text to print when the
+    mount serves requests; `state`, the descriptor of a file with what the next keeper has to know;
+    `stored`, what the service manager has kept, by name; `device`, /dev/fuse if another process has
+    mounted with it, and will unmount: `directory` is then only a name.
+
+    Signals are blocked until they are handled here.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -296,11 +257,13 @@ class Keeper:
         self._status: int | None = settings["status"]
         self._background = self._status is not None
         stored: dict[str, int] = settings["stored"]
-        keep = [self._config, self._state, *stored.values()]
+        first: dict[str, int] = settings["first"]
+        keep = [self._config, self._state, first["socket"], *stored.values()]
         if self._device is not None:
             keep.append(self._device)
         if self._status is not None:
-            _close_inherited(keep=(*keep, self._status))
+            keep.append(self._status)
+            close_others(keep=tuple(keep))
         for descriptor in keep:
             os.set_inheritable(descriptor, False)
         notify = os.environ.pop("NOTIFY_SOCKET", "")
@@ -308,7 +271,8 @@ class Keeper:
         by_kind = {kind_of(name): descriptor for name, descriptor in stored.items()}
         self._kept = [by_kind[kind] for kind in KINDS if kind in by_kind]
         self._worker: Worker | None = None
-        self._next: Worker | None = None  # of another version
+        # The first one, and later one of another version.
+        self._next: Worker | None = Worker(first["pid"], socket.socket(fileno=first["socket"]))
         # What the next worker is told, of the one before, and what a mount must be to go on.
         self._facts: dict[str, Any] = {"restarts": 0, "died": 0, "upgraded": False}
         self._terms: dict[str, Any] = {}
@@ -323,6 +287,7 @@ class Keeper:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 signal.signal(number, self._forward)
         signal.signal(LEAVE, self._forward)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def run(self) -> int:
         """Keep workers until the mount has ended; return the exit code."""
@@ -363,7 +328,7 @@ class Keeper:
                 return 1 if failures > MAX_FAILURES else 0
 
     def _started(self) -> Worker:
-        return Worker(
+        return Worker.start(
             self._command,
             self._config,
             takes_over=bool(self._kept),
@@ -568,17 +533,6 @@ def _keep_private() -> None:
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(PR_SET_DUMPABLE, ctypes.c_ulong(0))
-
-
-def _close_inherited(keep: tuple[int, ...]) -> None:
-    """Close the descriptors that the caller left open."""
-    for name in os.listdir("/proc/self/fd"):
-        descriptor = int(name)
-        if descriptor > 2 and descriptor not in keep:
-            with contextlib.suppress(OSError):  # that of the listing is closed
-                os.close(descriptor)
-    for descriptor in keep:
-        os.set_inheritable(descriptor, False)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Abort the uploads of a process that has died, when another one goes on with its mount.
+"""Abort the uploads of processes that have died, when another one goes on with their mount.
 
 Nobody else completes them, and their parts cost money. Without `--keep-alive` that is left to
-`mount-s3ctl cleanup`.
+`mount-s3ctl cleanup`. The session's log names the processes whose uploads may be left: if this one
+dies, too, the next one aborts them.
 """
 
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from mountpoint.errors import NoSuchUpload, OperationError
+from mountpoint.fs.session.log import SessionLog
 from mountpoint.s3.client import ObjectClient
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.upload.pending_journal import BucketAddress, journals
@@ -17,14 +19,33 @@ from mountpoint.upload.pending_journal import BucketAddress, journals
 log = structlog.get_logger(__name__)
 
 
-def abort_uploads_of(
+#: The kind of the session's records of dead processes, by their pids.
+RECORD = "died"
+
+
+def abort_uploads_of_the_dead(
+    session: SessionLog,
+    directory: Path,
+    address: BucketAddress,
+    client: ObjectClient,
+    retry_policy: RetryPolicy,
+) -> None:
+    """Abort what the journals of the dead processes of a mount name.
+
+    `directory` has the journals. Logs failures, and raises nothing.
+    """
+    for pid in session.records(RECORD):
+        _abort_uploads_of(pid, directory, address, client, retry_policy)
+        session.drop(RECORD, pid)
+
+
+def _abort_uploads_of(
     pid: int,
     directory: Path,
     address: BucketAddress,
     client: ObjectClient,
     retry_policy: RetryPolicy,
 ) -> None:
-    """Abort what the journal of a dead process names. Logs failures, and raises nothing."""
     try:
         with journals(directory) as found:
             for journal in found:

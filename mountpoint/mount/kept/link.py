@@ -29,7 +29,7 @@ HAND_OVER_S = 2.0
 
 
 class Link:
-    """The socket to the keeper, and what both hold. `argument` is that of the worker's command.
+    """The socket to the keeper, and what both hold. `argument`: see `keeper.worker_argument`.
 
     `takes_over`: there is a mount to go on with.
     """

@@ -1,7 +1,7 @@
 """The worker of a mount with a keeper: `python -m mountpoint.mount.kept.worker ARGUMENT DIRECTORY`.
 
 It is the process that serves, as without a keeper; it reports to the keeper, and may go on with a
-mount.
+mount. The first worker of a mount is no program of its own (`launch`).
 """
 
 import signal
@@ -13,14 +13,14 @@ from mountpoint.mount import daemon, run
 from mountpoint.mount.kept.link import Link
 
 
-def main() -> NoReturn:
-    """Serve until the mount ends."""
+def main(argument: str) -> NoReturn:
+    """Serve until the mount ends. `argument`: see `keeper.worker_argument`."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    link = Link(sys.argv[1])
+    link = Link(argument)
     log_hint = log_location(link.config.log)
     daemon.serve(lambda ready: run.run(link.config, ready, link), link, log_hint)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

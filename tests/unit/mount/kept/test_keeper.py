@@ -49,7 +49,8 @@ def serve(code):
     os._exit(code)
 """
 
-#: The keeper with short pauses; it notes when it unmounts.
+#: The keeper with short pauses, and with a first worker, which `launch` starts otherwise; it notes
+#: when it unmounts.
 KEEPER = """
 import json, signal, sys
 for number in (1, 2, 15):  # nohup ignores the first
@@ -60,7 +61,15 @@ keeper.FIRST_PAUSE_S = 0.001
 keeper.LONGEST_PAUSE_S = PAUSE_S
 keeper.SERVED_S = SERVED_S
 keeper.UNMOUNT = ((sys.executable, "-c", f"open({LOG!r} + '.unmounted', 'w')"),)
-sys.exit(keeper.Keeper(json.loads(sys.argv[1])).run())
+settings = json.loads(sys.argv[1])
+first = keeper.Worker.start(
+    settings["worker"],
+    settings["config"],
+    takes_over=bool(settings["stored"]),
+    background=settings["status"] is not None,
+)
+settings["first"] = {"pid": first.pid, "socket": first.socket.detach()}
+sys.exit(keeper.Keeper(settings).run())
 """
 
 

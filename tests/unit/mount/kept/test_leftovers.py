@@ -7,7 +7,8 @@ import threading
 from pathlib import Path
 
 from mountpoint.errors import AccessDenied
-from mountpoint.mount.kept.leftovers import abort_uploads_of
+from mountpoint.fs.session.log import SessionLog, new_log
+from mountpoint.mount.kept.leftovers import RECORD, abort_uploads_of_the_dead
 from mountpoint.s3.client import ObjectClient, PutOptions
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.upload.pending_journal import BucketAddress, Journal, journals
@@ -34,9 +35,15 @@ def killed(directory: Path, bucket: str, *uploads: str) -> int:
     return process.pid
 
 
-def abort(client: ObjectClient, directory: Path, pid: int) -> None:
+def abort(client: ObjectClient, directory: Path, *pids: int) -> None:
+    """Abort what these processes have left, as the next one does."""
     retry_policy = RetryPolicy(try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event())
-    abort_uploads_of(pid, directory, ADDRESS, client, retry_policy)
+    session = SessionLog(new_log(), os.close)
+    for pid in pids:
+        session.note(RECORD, pid, {})
+    abort_uploads_of_the_dead(session, directory, ADDRESS, client, retry_policy)
+    assert session.records(RECORD) == {}
+    os.close(session.file)
 
 
 def left(directory: Path) -> set[str]:
@@ -48,17 +55,18 @@ def begun(client: FakeClient, key: bytes) -> str:
     return client.create_upload(key, PutOptions()).result(SAFE_S)
 
 
-def test_uploads_of_the_dead_process(tmp_path: Path) -> None:
+def test_uploads_of_dead_processes(tmp_path: Path) -> None:
     """They are aborted, and no journal names them any more; an unknown one is forgotten."""
     with FakeClient({}) as client:
-        mine, others, elsewhere = (begun(client, b"key") for _ in range(3))
+        mine, earliest, others, elsewhere = (begun(client, b"key") for _ in range(4))
         living = Journal(tmp_path, ADDRESS)
         living.begun(b"key", begun(client, b"key"))
         pid = killed(tmp_path, "bucket", mine, "unknown")
+        earlier = killed(tmp_path, "bucket", earliest)
         killed(tmp_path, "bucket", others)
         killed(tmp_path, "another-bucket", elsewhere)
-        abort(client, tmp_path, pid)
-        assert mine not in client.uploads
+        abort(client, tmp_path, earlier, pid)
+        assert not {mine, earliest} & set(client.uploads)
         assert len(client.uploads) == 3
         assert left(tmp_path) == set(client.uploads)
         living.close()
