@@ -23,6 +23,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 #: Where the programs begin.
 MAINS = {"mount-s3": "mountpoint.cli.main", "mount-s3ctl": "mountpoint.ctl.main"}
 #: What it takes to mount; nothing of it starts a thread.
@@ -37,27 +38,58 @@ def run(
     command: Sequence[str], env: dict[str, str], timeout_s: float
 ) -> subprocess.CompletedProcess[str]:
     """Run a command of ours to its end, as `subprocess.run` does."""
-    request = json.dumps({"command": list(command), "env": env}).encode()
-    with (
-        tempfile.TemporaryFile("w+") as out,
-        tempfile.TemporaryFile("w+") as err,
-        socket.socket(socket.AF_UNIX) as connection,
-    ):
-        connection.settimeout(timeout_s)
-        with _starting:
-            address = _server()
-        connection.connect(address)
-        socket.send_fds(connection, [b"%d\n" % len(request)], [out.fileno(), err.fileno()])
-        connection.sendall(request)
-        code = int(connection.recv(16))
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        code = ask(server(), command, env, (out.fileno(), err.fileno()), timeout_s)
         out.seek(0)
         err.seek(0)
         return subprocess.CompletedProcess(command, code, out.read(), err.read())
 
 
+def ask(
+    address: str,
+    command: Sequence[str],
+    env: dict[str, str],
+    output: tuple[int, int],
+    timeout_s: float | None,
+) -> int:
+    """Have the process at `address` run a command, with this output; return its exit code."""
+    request = json.dumps({"command": list(command), "env": env}).encode()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(timeout_s)
+        connection.connect(address)
+        socket.send_fds(connection, [b"%d\n" % len(request)], output)
+        connection.sendall(request)
+        return int(connection.recv(16))
+
+
+#: A program that has another process run the one that it stands for. It imports next to nothing.
+STAND_IN = """#!{python} -IS
+import os, sys
+sys.path.append({root!r})
+from tests.mount.starter import ask
+sys.exit(ask({address!r}, [{program!r}, *sys.argv[1:]], dict(os.environ), (1, 2), None))
+"""
+
+
+def write_stand_ins(folder: Path) -> None:
+    """Write programs with our names that a shell can run. They do not pass on input or signals."""
+    for name in MAINS:
+        program = Path(sys.executable).with_name(name)
+        text = STAND_IN.format(
+            python=sys.executable, root=str(ROOT), address=server(), program=str(program)
+        )
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+
+
+def server() -> str:
+    """Return where a process listens that forks. It ends with this one."""
+    with _starting:
+        return _started()
+
+
 @functools.cache
-def _server() -> str:
-    """Start the process that forks; return where it listens. It ends with this one."""
+def _started() -> str:
     path = str(Path(tempfile.mkdtemp(prefix="mount-s3-starter-")) / "socket")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -119,6 +151,9 @@ def _become(command: list[str], env: dict[str, str], out: int, err: int) -> None
     for number, descriptor in enumerate((nothing, out, err)):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    # New ones: a pipe cannot seek, as what was there before could.
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
     os.environ.clear()
     os.environ.update(env)
     _show([sys.executable, *command])

@@ -18,6 +18,7 @@ import pytest
 import trustme
 
 from tests.conftest import Store
+from tests.mount import starter
 from tests.mount.mounting import TIMEOUT_S, clean_up, environment, run
 from tools.mounting import is_mounted
 
@@ -95,6 +96,9 @@ class Reader:
         for path in self.places.values():
             path.mkdir()
         self._folder = folder
+        self._programs = folder / "programs"
+        self._programs.mkdir()
+        starter.write_stand_ins(self._programs)
         self.cache = folder / "cache"
         self._ca = folder / "ca.pem"
         trustme.CA().cert_pem.write_to_path(str(self._ca))
@@ -129,6 +133,9 @@ class Reader:
 
     def start(self, command: str) -> "subprocess.Popen[str]":
         """Run a command in bash."""
+        env = environment(self.variables)
+        if not ENDLESS.match(command):
+            env["PATH"] = f"{self._programs}:{env['PATH']}"
         return subprocess.Popen(
             [
                 "bash",
@@ -137,7 +144,7 @@ class Reader:
                 "-c",
                 f"exec {command}" if ENDLESS.match(command) else command,
             ],
-            env=environment(self.variables),
+            env=env,
             cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
