@@ -12,7 +12,6 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import boto3
 import botocore.config
 import pytest
 
+from tests.puts import put_all
 from tests.soak import SEED
 from tests.stores import STORES
 from tools.servers import Ministack, SeaweedFS, Server
@@ -77,8 +77,7 @@ class Store:
 
     def put_all(self, objects: Mapping[str, bytes]) -> None:
         """Put objects, several in parallel."""
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(self.put, objects.keys(), objects.values()))
+        put_all(*self._settings(), self.bucket, objects)
 
     def delete_all(self, keys: Iterable[str]) -> None:
         """Delete objects, a thousand per request."""
