@@ -352,7 +352,8 @@ class Opener:
         archived = info.storage_class in ARCHIVE_CLASSES
         stream = self._streams.stream(info, process) if info.size_bytes > 0 else None
         cached = stream is not None and stream.begins_in_cache
-        if stream is not None and not (archived or inode.paged or cached):
+        paged = inode.paged and not (stream is not None and stream.shares)
+        if stream is not None and not (archived or paged or cached):
             try:
                 inode.set_info(stream.open())
             except BaseException:

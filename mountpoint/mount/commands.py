@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from mountpoint import __version__
-from mountpoint.cache.block_cache import BlockCache
 from mountpoint.config import Config
-from mountpoint.errors import MountError, NoSuchEntry, OperationError
+from mountpoint.errors import MountError
 from mountpoint.fs.filesystem import FileSystem
 from mountpoint.fuse import binding
 from mountpoint.log.setup import RecentLines, log_location
 from mountpoint.metrics.recorder import Meters
+from mountpoint.mount.cached_files import CachedFiles
 from mountpoint.mount.control import Command
 from mountpoint.mount.kept.upgrade import Upgrade
 from mountpoint.s3.aws.endpoint import Endpoint
@@ -26,9 +26,6 @@ from mountpoint.transfer.memory_budget import Budget
 
 #: Rates are averages over this many seconds: programs read in bursts.
 RATE_S = 10
-
-#: `cached` ends after this many seconds, with the paths that it has come to: others wait.
-CACHED_S = 1.0
 
 
 class ControlCommands:
@@ -47,7 +44,7 @@ class ControlCommands:
         recent: RecentLines,
         *,
         data_plane: str,
-        cache: BlockCache | None = None,
+        cached_files: CachedFiles,
         restarts: int | None = None,
         upgrade: Upgrade | None = None,
     ) -> None:
@@ -58,7 +55,7 @@ class ControlCommands:
         self._budget = budget
         self._meters = meters
         self._recent = recent
-        self._cache = cache
+        self._cached_files = cached_files
         self._upgrade = upgrade
         # constants
         self._data_plane = data_plane
@@ -143,29 +140,11 @@ class ControlCommands:
         return {"forgotten": len(names)}
 
     def cached(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Return which ranges of files the data cache lacks; at least of the first of `paths`.
-
-        `usable`: whether the cache answers at the moment. If it does not, there are no files.
-        """
-        paths, cache = request.get("paths"), self._cache
+        """Return what the data caches lack of files; at least of the first of `paths`."""
+        paths = request.get("paths")
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
             raise MountError("'paths' are paths below the mount")
-        if cache is None:
-            raise MountError("the mount has no data cache")
-        cache.sweep()  # what lanes have fetched is queued, too
-        until_s = time.monotonic() + CACHED_S
-        files: list[dict[str, Any]] = []
-        usable = cache.usable
-        while usable and len(files) < len(paths) and (not files or time.monotonic() < until_s):
-            found = self._missing(cache, os.fsencode(paths[len(files)]))
-            usable = cache.usable
-            files += [found] if usable else []
-        return {
-            "files": files,
-            "usable": usable,
-            "queued_bytes": cache.queued_bytes,
-            "queue_limit_bytes": cache.queue_bytes,
-        }
+        return self._cached_files.answer([os.fsencode(path) for path in paths])
 
     def upgrade(self, _request: Mapping[str, Any]) -> dict[str, Any]:
         """Hand the mount over to the installed version; there is no answer if that succeeds."""
@@ -175,16 +154,6 @@ class ControlCommands:
                 "mount with --keep-alive; or unmount, and mount again",
             )
         self._upgrade.run()
-
-    def _missing(self, cache: BlockCache, path: bytes) -> dict[str, Any]:
-        try:
-            info = self._filesystem.version(path)
-        except NoSuchEntry as error:
-            return {"error": str(error) or "it does not exist"}
-        except OperationError as error:
-            return {"error": str(error) or type(error).__name__}
-        missing = cache.missing(info, 0, info.size_bytes) if info.size_bytes else []
-        return {"size_bytes": info.size_bytes, "missing": missing}
 
     def levels(self) -> dict[str, int]:
         """Return the present levels, for metrics (`metrics.export.families.LEVELS`)."""

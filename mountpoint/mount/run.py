@@ -30,6 +30,7 @@ from mountpoint.metrics.export.exports import Exports
 from mountpoint.metrics.recorder import Meters
 from mountpoint.mount import preflight
 from mountpoint.mount.build import build_filesystem
+from mountpoint.mount.cached_files import CachedFiles
 from mountpoint.mount.commands import ControlCommands
 from mountpoint.mount.control import Control, socket_directory
 from mountpoint.mount.kept import leftovers
@@ -228,7 +229,7 @@ def _serve(
         meters,
         recent,
         data_plane=client.data_plane,
-        cache=cache,
+        cached_files=CachedFiles(filesystem, cache, shared),
         restarts=None if turn is None else turn.restarts,
         upgrade=upgrade,
     )

@@ -89,7 +89,8 @@ class ReadStream:
 
     `on_begin` is called with the stream at its first read, and returns where a reader from the
     start is expected to stop, None if at the end; `looked_at` is whether little of it is likely to
-    be read. `on_close` is called with the stream when it is closed.
+    be read. `on_close` is called with the stream when it is closed. `shares`: the shared cache
+    lacks this small object, so that its whole is to come as one part, from the disk or from S3.
 
     Thread-safe. `_lock` guards the plan and the requests; it is never held while waiting.
     """
@@ -103,6 +104,7 @@ class ReadStream:
         looked_at: bool = False,
         cached: CachedObject | None = None,
         shared: SharedCache | None = None,
+        shares: bool = False,
         config: ReadConfig,
         budget: Budget,
         stats: TransferStats,
@@ -126,6 +128,7 @@ class ReadStream:
         self._info = info
         self._initial_bytes = initial_bytes
         self.looked_at = looked_at
+        self.shares = shares
         # mutable, guarded by _lock
         self._lock = threading.Lock()
         self._lease = budget.lease()
@@ -194,7 +197,7 @@ class ReadStream:
         """Instead of `open`: let the first read fetch the initial range, unless the data cache has
         the whole of a small file, or `paged`: the kernel may have this file's bytes.
         """
-        if paged:
+        if paged and not self.shares:
             self.use_disk()
             return
         self._initial_due = True
@@ -206,7 +209,9 @@ class ReadStream:
 
         Each read is exactly what was asked for. Where that fails, reads come here.
         """
-        source = None if self._cached is None else self._cached.whole_source()
+        source = None
+        if self._cached is not None and not self.shares:
+            source = self._cached.whole_source()
         if source is not None:
             self._parts.allow_whole(source)
         return source is not None
@@ -592,10 +597,10 @@ class ReadStream:
         size, duration_s = part.stop - part.start, part.duration_s()
         if self._cached is not None:
             self._cached.arrived(part)
-        if part.cached:
-            return
         if self._shared is not None:
             self._shared.arrived(self._info, part)
+        if part.cached:
+            return
         if self._whole is not None:
             self._whole.add(part)
         self._stats.arrived(size, duration_s, waited=waited)

@@ -89,6 +89,9 @@ class Streams:
         initial_bytes = self._history.initial_bytes(info.key, info.size_bytes, opener)
         if cached is not None:
             initial_bytes = cached.widened(0, initial_bytes)[1]
+        shares = self._shared is not None and self._shared.wants(info)
+        if shares:
+            initial_bytes = info.size_bytes
         stream = ReadStream(
             self._source,
             info,
@@ -96,6 +99,7 @@ class Streams:
             looked_at=self._history.is_looked_at(info.key),
             cached=cached,
             shared=self._shared,
+            shares=shares,
             config=self._config,
             budget=self.budget,
             stats=self._stats,

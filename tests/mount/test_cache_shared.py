@@ -1,7 +1,9 @@
 """The shared cache in a bucket, on real mounts: what hosts share, and what goes wrong."""
 
+import json
 import os
 import random
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ import pytest
 from mountpoint.cache.shared.filling import PREFIX
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy
+from tests.mount.caches import blocks as disk_blocks
 from tests.mount.mounting import Mount, eventually, mounted, run, store_options
+from tests.mount.test_ctl import ctl
 
 pytestmark = pytest.mark.mount
 
@@ -126,6 +130,100 @@ def test_what_is_written_is_kept(
         assert (other.path / "more/written").read_bytes() == BODY[:-1]
         assert (other.path / "more/larger").read_bytes() == BODY
         assert other.counters()["cache_shared_hits"] == 1
+
+
+def warm(*arguments: object, code: int = 0) -> dict[str, Any]:
+    """Run `mount-s3ctl warm`; return its result."""
+    result = ctl("warm", "--json", *map(str, arguments))
+    assert result.returncode == code, result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def requests(proxy: FaultyProxy) -> Counter[str]:
+    """Return how many requests for objects came to each bucket, and forget them."""
+    found: Counter[str] = Counter()
+    for method, target in proxy.seen:
+        bucket, _, key = target.lstrip("/").partition("/")
+        if key and not key.startswith("?"):
+            found[f"{method} {'cache' if bucket == BUCKET else 'mounted'}"] += 1
+    proxy.seen.clear()
+    return found
+
+
+@pytest.mark.parametrize("ttl", ["minimal", "300"])
+def test_warming(store: Store, folder: Path, bucket: Any, ttl: str) -> None:
+    """The bucket gets each small file once, for a HEAD, a GET and a PUT; other hosts read them from
+    there.
+    """
+    with FaultyProxy(store.endpoint_url) as proxy:
+        quiet = options("--metadata-ttl", ttl)
+        with mounted(store, folder, *quiet, endpoint_url=proxy.url) as mount:
+            requests(proxy)
+            planned = warm("--dry-run", mount.path)
+            assert requests(proxy) == {"HEAD cache": FILES}
+            found = (planned["files"], planned["to_send"], planned["too_large"])
+            assert found == (FILES + 1, FILES, 1)
+            assert (planned["least_requests"], planned["most_requests"]) == (FILES, FILES)
+            assert planned["to_fetch_bytes"] == sum(len(body(n)) for n in range(FILES))
+            assert blocks(bucket) == []
+
+            done = warm(mount.path)
+            assert len(blocks(bucket)) == FILES
+            # What the dry run has learned is known for a minute.
+            assert requests(proxy) == {"GET mounted": FILES, "PUT cache": FILES}
+            assert (done["done"], done["sent"], done["failed"]) == (FILES, FILES, 0)
+            assert done["fetched_bytes"] == planned["to_fetch_bytes"]
+
+            again = warm(mount.path)
+            assert requests(proxy) == {}
+            assert (again["done"], again["sent"], again["fetched_bytes"]) == (FILES, 0, 0)
+            assert again["cached_bytes"] == planned["to_fetch_bytes"]
+
+        for key in blocks(bucket)[:3]:
+            bucket.delete_object(Bucket=BUCKET, Key=key)
+        with mounted(store, folder, *options(), endpoint_url=proxy.url) as mount:
+            assert warm("--dry-run", mount.path)["to_send"] == 3
+            assert warm(mount.path)["sent"] == 3
+            assert len(blocks(bucket)) == FILES
+            read_all(mount)
+            assert mount.counters()["gets"] == 3
+
+
+def test_warming_both_caches(store: Store, folder: Path, tmp_path: Path, bucket: Any) -> None:
+    """Each cache gets what it lacks. What is on disk, and in the kernel's cache, is not fetched."""
+    disk = tmp_path / "cache"
+    with mounted(store, folder, *options("--cache", str(disk))) as mount:
+        done = warm(mount.path)
+        assert (done["done"], done["sent"], done["too_large"]) == (FILES + 1, FILES, 0)
+        assert (len(disk_blocks(disk)), len(blocks(bucket))) == (FILES + 2, FILES)
+        read_all(mount)
+    for key in blocks(bucket):
+        bucket.delete_object(Bucket=BUCKET, Key=key)
+    with mounted(store, folder, *options("--cache", str(disk))) as mount:
+        read_all(mount)
+        assert mount.counters()["gets"] == 0
+        done = warm(mount.path)
+        assert (done["sent"], done["fetched_bytes"], done["to_fetch_bytes"]) == (FILES, 0, 0)
+        assert mount.counters()["gets"] == 0
+        assert len(blocks(bucket)) == FILES
+
+
+def test_warming_a_bucket_that_refuses(store: Store, folder: Path, bucket: Any) -> None:
+    """Blocks that the bucket refuses are sent again when it takes them."""
+
+    def refuse(exchange: Exchange) -> None:
+        if exchange.is_write:
+            exchange.refuse(403, "AccessDenied")
+            proxy.before.clear()
+
+    with (
+        FaultyProxy(store.endpoint_url) as proxy,
+        mounted(store, folder, *options(), endpoint_url=proxy.url) as mount,
+    ):
+        proxy.before.append(refuse)
+        assert warm(mount.path / "00", mount.path / "01")["done"] == 2
+        assert len(blocks(bucket)) == 2
 
 
 def test_bad_blocks(store: Store, folder: Path, bucket: Any) -> None:

@@ -8,12 +8,15 @@ file would have. So another version, another object, and damaged bytes are notic
 cannot be used, the same part is requested from the mounted bucket: the reader notices nothing. When
 a reader reaches bytes whose block was missing, `arrived` queues them (`filling`).
 
+`lacks` asks for the blocks of versions that nobody reads yet (`mount-s3ctl warm`). The next read of
+one that is missing fetches the whole object and queues it (`wants`).
+
 Nothing is removed: that is for a lifecycle rule of the bucket.
 """
 
-import threading
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -24,6 +27,7 @@ from mountpoint.cache.health import Health
 from mountpoint.cache.identity import Identity
 from mountpoint.cache.reading import PartRead
 from mountpoint.cache.shared.filling import SharedBlock, SharedFiller
+from mountpoint.cache.shared.known import Known, State
 from mountpoint.errors import BadAnswer, ChecksumMismatch, NotFound, S3Error
 from mountpoint.metrics.counters import Counters
 from mountpoint.s3.client import ObjectClient, ObjectInfo, Transfer
@@ -38,10 +42,6 @@ MAX_OBJECT_BYTES = BLOCK_BYTES
 LATE_S = 1.0
 #: When the mount ends, what is queued may take so long.
 END_S = 2.0
-#: For this time a block that was missing is not requested again: its object may have been fetched
-#: ahead and not read, or not kept. At most so many are remembered.
-MISSING_S = 60.0
-MAX_MISSING = 10_000
 
 
 class SharedCache:
@@ -65,10 +65,12 @@ class SharedCache:
         # dependencies
         self.client = client
         self.counters = counters
+        self.known = Known()
         self.reading = Health(f"s3://{name}", "reading")
-        writing = Health(f"s3://{name}", "writing")
+        self._writing = Health(f"s3://{name}", "writing")
+        self._retry_policy = retry_policy
         self._filler = SharedFiller(
-            client, writing, counters, retry_policy, queue_bytes=queue_bytes
+            client, self._writing, counters, retry_policy, self.known, queue_bytes=queue_bytes
         )
         # constants
         self._endpoint = endpoint
@@ -76,13 +78,11 @@ class SharedCache:
         self.queue_bytes = queue_bytes
         # mutable
         self.reads: set[SharedRead] = set()  # in flight; each change is one step of the interpreter
-        self._lock = threading.Lock()
-        self._missing: dict[bytes, float] = {}  # keys, and when they were missing; oldest first
 
     def get(self, info: ObjectInfo, part: Part, instead: Callable[[], Transfer]) -> None:
         """Request a part of a version from here, or by `instead` from the mounted bucket."""
         block = self._block(info, part) if self.reading.usable else None
-        if block is None or self._is_missing(block):
+        if block is None or self.known.state(block.key) is State.MISSING:
             part.attach(instead())
             return
         read = SharedRead(self, block, part, instead)
@@ -92,29 +92,64 @@ class SharedCache:
 
     def arrived(self, info: ObjectInfo, part: Part) -> None:
         """Keep the bytes of a ready part if its block was missing. Never waits."""
-        if not self._missing:
+        if not self.known.any_missing:
             return
         block = self._block(info, part)
-        if block is None:
-            return
-        with self._lock:
-            missing = self._missing.pop(block.key, None) is not None
-        if missing:
+        if block is not None and self.known.take_missing(block.key):
             self._filler.offer(block, memoryview(part.data))
 
     def keep_written(self, info: ObjectInfo, pieces: Pieces) -> None:
         """Keep the bytes of a version that was written here. Never waits."""
-        identity = Identity.of(self._endpoint, self._bucket, info)
-        if identity is not None and 0 < info.size_bytes <= MAX_OBJECT_BYTES:
-            self._filler.offer(SharedBlock.of(identity), memoryview(b"".join(pieces)))
+        block = self._block_of(info)
+        if block is not None:
+            self._filler.offer(block, memoryview(b"".join(pieces)))
 
-    def missing(self, block: SharedBlock) -> None:
-        """Note that a block is not there, or bad."""
-        with self._lock:
-            self._missing.pop(block.key, None)
-            self._missing[block.key] = time.monotonic()
-            if len(self._missing) > MAX_MISSING:
-                del self._missing[next(iter(self._missing))]
+    def takes(self, info: ObjectInfo) -> bool:
+        """Whether a version is kept here."""
+        return self._block_of(info) is not None
+
+    def wants(self, info: ObjectInfo) -> bool:
+        """Whether the block of a version is known to be missing."""
+        if not self.known.any_missing:
+            return False
+        block = self._block_of(info)
+        return block is not None and self.known.state(block.key) is State.MISSING
+
+    def lacks(self, infos: Sequence[ObjectInfo]) -> list[bool]:
+        """Return of which versions that are kept here the block is missing, or not sent yet.
+
+        Sends one HEAD for each of which nothing is known, all at once, and waits. If the bucket
+        fails, it is not `usable` for a while, and the answer means nothing. Raises Interrupted.
+        """
+        blocks = [self._block_of(info) for info in infos]
+        looks = [
+            (block, self._retry_policy.ask(functools.partial(self.client.head, block.key)))
+            for block in blocks
+            if block is not None and self.known.state(block.key) is None
+        ]
+        for block, call in looks:
+            try:
+                whole = call.answer().size_bytes == block.body_bytes
+            except NotFound:
+                whole = False
+            except S3Error as error:
+                self.counters.add("cache_shared_errors")
+                self.reading.failed(0, why=str(error) or type(error).__name__)
+                break
+            self.known.note(block.key, State.THERE if whole else State.MISSING)
+        return [
+            block is not None and self.known.state(block.key) is not State.THERE for block in blocks
+        ]
+
+    @property
+    def usable(self) -> bool:
+        """Whether the bucket is read and written at the moment."""
+        return self.reading.usable and self._writing.usable
+
+    @property
+    def queued_bytes(self) -> int:
+        """The bytes of blocks that are not sent yet."""
+        return self._filler.held_bytes
 
     def sweep(self) -> None:
         """Request what is late from the mounted bucket; called once a second."""
@@ -134,15 +169,14 @@ class SharedCache:
 
     def _block(self, info: ObjectInfo, part: Part) -> SharedBlock | None:
         """Return the block that has exactly the bytes of a part; None if there cannot be one."""
-        if not part.stop - part.start == info.size_bytes <= MAX_OBJECT_BYTES:
+        return self._block_of(info) if part.stop - part.start == info.size_bytes else None
+
+    def _block_of(self, info: ObjectInfo) -> SharedBlock | None:
+        """Return the block of a version; None if it is not kept here."""
+        if not 0 < info.size_bytes <= MAX_OBJECT_BYTES:
             return None
         identity = Identity.of(self._endpoint, self._bucket, info)
         return None if identity is None else SharedBlock.of(identity)
-
-    def _is_missing(self, block: SharedBlock) -> bool:
-        with self._lock:
-            since_s = self._missing.get(block.key)
-            return since_s is not None and time.monotonic() < since_s + MISSING_S
 
 
 class SharedRead(PartRead):
@@ -195,16 +229,17 @@ class SharedRead(PartRead):
                 "a damaged block in the shared cache is not used", key=self._block.key.decode()
             )
             counters.add("cache_shared_bad_blocks")
-            self._cache.missing(self._block)
+            self._cache.known.note(self._block.key, State.MISSING)
         elif isinstance(error, NotFound):
             counters.add("cache_shared_misses")
-            self._cache.missing(self._block)
+            self._cache.known.note(self._block.key, State.MISSING)
             health.succeeded()
         elif isinstance(error, S3Error):
             counters.add("cache_shared_errors")
             health.failed(0, why=str(error) or type(error).__name__)
         elif error is None and self._take() is not None:
             counters.add("cache_shared_hits")
+            self._cache.known.note(self._block.key, State.THERE)
             counters.add("cache_shared_bytes_read", self._block.size_bytes)
             health.succeeded()
             part.on_headers(ObjectInfo(b"", self._block.size_bytes, 0, part.etag))

@@ -10,6 +10,7 @@ from mountpoint.cache.blocks._format import crc32c_of, is_block, trailer_bytes, 
 from mountpoint.cache.directory import FORMAT, NAME
 from mountpoint.cache.health import Health
 from mountpoint.cache.identity import Identity
+from mountpoint.cache.shared.known import Known, State
 from mountpoint.cache.write_queue import WriteQueue
 from mountpoint.errors import Interrupted, S3Error
 from mountpoint.metrics.counters import Counters
@@ -72,12 +73,14 @@ class SharedFiller:
         health: Health,
         counters: Counters,
         retry_policy: RetryPolicy,
+        known: Known,
         *,
         queue_bytes: int,
     ) -> None:
         # dependencies
         self._client = client
         self._health = health
+        self._known = known
         self._counters = counters
         self._retry_policy = retry_policy
         self._queue: WriteQueue[FilledBlock] = WriteQueue(
@@ -86,12 +89,19 @@ class SharedFiller:
 
     def offer(self, block: SharedBlock, data: memoryview) -> None:
         """Queue a block, or drop it if there is no room, or the bucket fails."""
+        self._known.note(block.key, State.QUEUED)
         if not (self._health.usable and self._queue.offer(FilledBlock(block, data))):
+            self._known.note(block.key, None)
             self._counters.add("cache_shared_dropped")
 
     def close(self) -> None:
         """See WriteQueue."""
         self._queue.close()
+
+    @property
+    def held_bytes(self) -> int:
+        """See WriteQueue."""
+        return self._queue.held_bytes
 
     def wait(self, timeout_s: float) -> bool:
         """See WriteQueue."""
@@ -105,9 +115,11 @@ class SharedFiller:
         except Interrupted:  # the mount is ending
             return
         except S3Error as error:
+            self._known.note(block.key, None)
             self._counters.add("cache_shared_errors")
             self._health.failed(0, why=str(error) or type(error).__name__)
             return
+        self._known.note(block.key, State.THERE)
         self._counters.add("cache_shared_bytes_written", len(data))
         self._health.succeeded()
 

@@ -63,7 +63,7 @@ def warm(
 
     PATH may be a pattern: put it in quotes, also with ** for any directories. What the cache has
     is not fetched again, so an interrupted command can be repeated. All paths are in one mount,
-    which has a cache (mount-s3 --cache).
+    which has a cache (mount-s3 --cache, --cache-xz).
     """
     if null and list_file is None:
         raise click.UsageError("--null is about the LIST of --from-file.")

@@ -73,10 +73,10 @@ def mount_of(paths: Sequence[str], found: list[Mount]) -> Mount:
         except MountError as error:
             problem = problem or error
             continue
-        if mount.status.get("cache_directory") is None:
+        if not any(mount.status.get(name) for name in ("cache_directory", "cache_bucket")):
             raise MountError(
                 f"the mount at '{mount.directory}' has no data cache",
-                "mount the bucket with --cache DIRECTORY",
+                "mount the bucket with --cache DIRECTORY or --cache-xz BUCKET",
             )
         return mount
     raise problem or MountError("there are no paths", "give some, or a list with --from-file")

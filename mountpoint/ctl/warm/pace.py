@@ -1,4 +1,4 @@
-"""Read no faster than the mount can write to its cache: it drops what its queue cannot take."""
+"""Read no faster than the mount can write to a cache: it drops what its queue cannot take."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +19,8 @@ LOOK_S = 0.02
 class Pace:
     """Admits reads while the mount's queue has room. Thread-safe.
 
-    What was read counts as queued until `queue` has been asked again.
+    What was read counts as queued until `queue` has been asked again. A queue for nothing, as a
+    mount without that cache has it, admits all.
     """
 
     def __init__(self, queue: Callable[[], Queue], stopping: threading.Event) -> None:
@@ -27,7 +28,7 @@ class Pace:
         self._queue = queue
         self._stopping = stopping
         # constants
-        self._room_bytes = max(queue().limit_bytes // USED_SHARE, 1)
+        self._room_bytes = -(-queue().limit_bytes // USED_SHARE)
         share = self._room_bytes // CHUNKS
         self.chunk_bytes = min(max(share - share % MIB, MIB), MAX_CHUNK_BYTES)
         # mutable, guarded by _changed
@@ -56,7 +57,7 @@ class Pace:
 
     def _has_room(self, size_bytes: int) -> bool:
         held_bytes = self._reading_bytes + self._queued_bytes
-        return not held_bytes or held_bytes + size_bytes <= self._room_bytes
+        return not (held_bytes and self._room_bytes) or held_bytes + size_bytes <= self._room_bytes
 
     def _look(self) -> None:
         """Ask for the queue (lock held, but not meanwhile)."""

@@ -1,4 +1,4 @@
-"""What the data cache of a mount has of files, as the mount tells it."""
+"""What the data caches of a mount have of files, as the mount tells it."""
 
 import json
 import threading
@@ -34,25 +34,56 @@ class Asked(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """A file, and the ranges that the cache lacks; with a `problem` nothing is known."""
+    """A file, and the ranges that are to be fetched; with a `problem` nothing is known.
+
+    `unsent`: the bucket of the shared cache lacks it, so that the mount is to send it there.
+    `too_large`: no cache keeps it, because there is only that bucket.
+    """
 
     path: str
     size_bytes: int = 0
     missing: Sequence[Range] = ()
     problem: str = ""
+    unsent: bool = False
+    too_large: bool = False
 
     @property
     def missing_bytes(self) -> int:
-        """The bytes that the cache lacks."""
+        """The bytes that are to be fetched: all of a file that is sent, if any."""
+        if self.unsent and self.missing:
+            return self.size_bytes
         return sum(stop - start for start, stop in self.missing)
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether nothing is to be read, because the caches have it, or no cache takes it."""
+        return not self.missing and not self.unsent
+
+    @property
+    def to_read(self) -> Sequence[Range]:
+        """The ranges that are to be read through the mount."""
+        return [(0, self.size_bytes)] if self.unsent else self.missing
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Blocks that the mount has yet to write to its cache, and the most that it holds."""
+    """Blocks that the mount has yet to write to a cache, and the most that it holds."""
 
     queued_bytes: int
     limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Queues:
+    """The queues for the directory of `--cache`, and for the bucket of `--cache-xz`."""
+
+    written: Queue
+    sent: Queue
+
+    @property
+    def are_empty(self) -> bool:
+        """Whether all blocks are in the caches, or were dropped."""
+        return not self.written.queued_bytes and not self.sent.queued_bytes
 
 
 class CacheState:
@@ -62,12 +93,12 @@ class CacheState:
         self._mount = mount
         self._stopping = stopping
 
-    def queue(self) -> Queue:
-        """Return the state of the mount's queue. Raises MountError."""
-        return _queue(self._mount.ask("cached", paths=[]))
+    def queues(self) -> Queues:
+        """Return the state of the mount's queues. Raises MountError."""
+        return _queues(self._mount.ask("cached", paths=[]))
 
-    def of(self, paths: Sequence[str]) -> tuple[list[FileState], Queue]:
-        """Return the state of files, and then of the queue. Raises MountError.
+    def of(self, paths: Sequence[str]) -> tuple[list[FileState], Queues]:
+        """Return the state of files, and then of the queues. Raises MountError.
 
         The files are fewer when it was stopped.
         """
@@ -80,7 +111,7 @@ class CacheState:
                 states.append(_state(paths[len(states)], found))
                 began_s = time.monotonic()
             if len(states) == len(paths):
-                return states, _queue(answer)
+                return states, _queues(answer)
             if answer["usable"]:
                 continue
             if time.monotonic() - began_s > UNUSABLE_S:
@@ -89,7 +120,7 @@ class CacheState:
                     f"its log says why: mount-s3ctl log {self._mount.directory}",
                 )
             if self._stopping.wait(RETRY_S):
-                return states, _queue(answer)
+                return states, _queues(answer)
 
 
 def batches(paths: Iterable[str]) -> Iterator[list[str]]:
@@ -111,8 +142,17 @@ def _state(path: str, found: dict[str, Any]) -> FileState:
     if "error" in found:
         return FileState(path, problem=found["error"])
     missing = [(start, stop) for start, stop in found["missing"]]
-    return FileState(path, found["size_bytes"], missing)
+    return FileState(
+        path,
+        found["size_bytes"],
+        missing,
+        unsent=found.get("unsent", False),
+        too_large=found.get("too_large", False),
+    )
 
 
-def _queue(answer: dict[str, Any]) -> Queue:
-    return Queue(answer["queued_bytes"], answer["queue_limit_bytes"])
+def _queues(answer: dict[str, Any]) -> Queues:
+    written = Queue(answer["queued_bytes"], answer["queue_limit_bytes"])
+    return Queues(
+        written, Queue(answer.get("sending_bytes", 0), answer.get("sending_limit_bytes", 0))
+    )

@@ -37,6 +37,9 @@ class Tally:
         self.cached_bytes = 0  # were in the cache before
         self.to_fetch_bytes = 0
         self.fetched_bytes = 0
+        self.to_send = 0  # files
+        self.sent = 0
+        self.too_large = 0
         self.least_requests = 0
         self.most_requests = 0
 
@@ -45,6 +48,10 @@ class Tally:
         with self._lock:
             self.files += 1
             self.size_bytes += state.size_bytes
+            if state.too_large:
+                self.too_large += 1
+                return
+            self.to_send += state.unsent
             self.cached_bytes += state.size_bytes - state.missing_bytes
             self.to_fetch_bytes += state.missing_bytes
             least, most = requests_of(state)
@@ -61,10 +68,11 @@ class Tally:
         with self._lock:
             self.fetched_bytes += size_bytes
 
-    def settled(self) -> None:
-        """Note that the cache has a whole file."""
+    def settled(self, *, sent: bool = False) -> None:
+        """Note that the caches have a whole file; `sent`: the bucket has it now."""
         with self._lock:
             self.done += 1
+            self.sent += sent
 
     def fail(self, path: str, why: str, unread_bytes: int = 0) -> None:
         """Note that a path cannot be warmed; `unread_bytes` of it will not be fetched."""
@@ -101,23 +109,29 @@ class Tally:
             f"{size(self.fetched_bytes)} fetched",
             f"{size(self.cached_bytes)} were there",
         ]
+        if self.sent:
+            parts.append(f"{self.sent} sent to the cache bucket")
+        if self.too_large:
+            parts.append(f"{self.too_large} too large for the cache bucket")
         if self.failures:
             parts.append(f"{self.failures} failed")
-        if not self.all_found or self.done + self.failures < self.files:
+        if not self.all_found or self.done + self.failures + self.too_large < self.files:
             parts.append("not finished")
         rate = size(self.fetched_bytes / self.seconds)
         return f"{', '.join(parts)}; {age(self.seconds)}, {rate}/s"
 
     def estimate(self) -> str:
         """Return what there is to do, in a line."""
-        failed = f", {self.failures} failed" if self.failures else ""
+        more = f", {self.to_send} to send to the cache bucket" if self.to_send else ""
+        more += f", {self.too_large} too large for the cache bucket" if self.too_large else ""
+        more += f", {self.failures} failed" if self.failures else ""
         requests = count(self.most_requests, "request")
         if self.least_requests < self.most_requests:
             requests = f"{self.least_requests} to {requests}"
         return (
             f"{count(self.files, 'file')} of {size(self.size_bytes)}: "
             f"{size(self.cached_bytes)} in the cache, {size(self.to_fetch_bytes)} to fetch "
-            f"in {requests}{failed}"
+            f"in {requests}{more}"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -130,6 +144,9 @@ class Tally:
             "cached_bytes": self.cached_bytes,
             "to_fetch_bytes": self.to_fetch_bytes,
             "fetched_bytes": self.fetched_bytes,
+            "to_send": self.to_send,
+            "sent": self.sent,
+            "too_large": self.too_large,
             "least_requests": self.least_requests,
             "most_requests": self.most_requests,
             "duration_s": self.seconds,

@@ -1,10 +1,10 @@
-"""Read files through the mount, so that its cache keeps them, and check that it has.
+"""Read files through the mount, so that its caches keep them, and check that they have.
 
 Files go through these hands, each a thread or several:
 
-1. the finder asks the mount what its cache lacks of them (`state`);
+1. the finder asks the mount what its caches lack of them (`state`);
 2. readers read that, at the pace at which the mount can keep it (`pace`);
-3. the checker asks again. What the cache has not kept is read again, up to `ROUNDS` times in all.
+3. the checker asks again. What was not kept is read again, up to `ROUNDS` times in all.
 
 Files are read with O_DIRECT. So all reads go to the mount, even of files whose pages the kernel
 has, and these pages stay as other programs need them.
@@ -15,7 +15,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from mountpoint.ctl.warm.pace import Pace
@@ -38,6 +39,7 @@ SHOW_S = 0.2
 END_S = 2.0
 
 NOT_KEPT = "is its limit too small, or its disk full?"
+NOT_SENT = "the cache bucket did not get it: the log of the mount says why"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,8 @@ class Warming:
         self._tally = tally
         self._stopping = threading.Event()
         self._state = CacheState(mount, self._stopping)
-        self._pace = Pace(self._state.queue, self._stopping)
+        self._pace = Pace(lambda: self._state.queues().written, self._stopping)
+        self._sending_pace = Pace(lambda: self._state.queues().sent, self._stopping)
         # constants
         self._jobs = jobs
         # mutable, guarded by _changed
@@ -103,7 +106,7 @@ class Warming:
     def _find(self, paths: Iterable[str]) -> None:
         for batch in batches(paths):
             states, _ = self._state.of(batch)
-            jobs = [Job(state) for state in states if self._note(state) and state.missing]
+            jobs = [Job(state) for state in states if self._note(state) and not state.is_warm]
             with self._changed:
                 self._changed.wait_for(lambda: self._over or len(self._waiting) < MAX_WAITING)
                 if self._over:
@@ -121,7 +124,7 @@ class Warming:
             self._tally.fail(self._full(state), state.problem)
             return False
         self._tally.found(state)
-        if not state.missing:
+        if state.is_warm and not state.too_large:
             self._tally.settled()
         return True
 
@@ -148,22 +151,33 @@ class Warming:
         try:
             file = os.open(self._full(state), os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
             try:
-                for start, stop in state.missing:
+                for start, stop in state.to_read:
                     while start < stop and not self._over:
                         piece = buffer[: stop - start]
-                        with self._pace.reading(len(piece)):
+                        with self._admitted(state, len(piece)):
                             length = os.preadv(file, [piece], start)
                         if not length:
                             raise OSError(0, "the file has become shorter")
                         start += length
-                        left_bytes -= length
-                        self._tally.fetched(length)
+                        if state.missing:  # else the directory has it
+                            left_bytes -= length
+                            self._tally.fetched(length)
             finally:
                 os.close(file)
         except OSError as error:
             self._tally.fail(self._full(state), error.strerror or str(error), left_bytes)
             return False
         return True
+
+    @contextmanager
+    def _admitted(self, state: FileState, size_bytes: int) -> Iterator[None]:
+        """Read inside, when the queues have room for it."""
+        with ExitStack() as queues:
+            if state.missing:
+                queues.enter_context(self._pace.reading(size_bytes))
+            if state.unsent:
+                queues.enter_context(self._sending_pace.reading(size_bytes))
+            yield
 
     def _check(self) -> None:
         while True:
@@ -176,18 +190,18 @@ class Warming:
                 jobs = [self._read.popleft() for _ in range(min(len(self._read), MAX_PATHS))]
             by_path = {job.state.path: job for job in jobs}
             for batch in batches(by_path):
-                states, queue = self._state.of(batch)
+                states, queues = self._state.of(batch)
                 for state in states:
-                    self._judge(by_path[state.path], state, queued=queue.queued_bytes > 0)
+                    self._judge(by_path[state.path], state, queued=not queues.are_empty)
 
     def _judge(self, job: Job, state: FileState, *, queued: bool) -> None:
         """Decide what becomes of a file that was read; `queued`: the cache may still get it."""
         within_s = QUEUED_S if queued else SOON_S
-        if state.missing and time.monotonic() < job.read_s + within_s:
+        if not state.is_warm and time.monotonic() < job.read_s + within_s:
             with self._changed:
                 self._read.append(job)
             return
-        if state.missing and job.round < ROUNDS:
+        if not state.is_warm and job.round < ROUNDS:
             self._tally.again(state)
             with self._changed:
                 self._waiting.append(Job(state, job.round + 1))
@@ -195,11 +209,13 @@ class Warming:
             return
         if state.problem:
             self._tally.fail(self._full(state), state.problem)
+        elif state.unsent:
+            self._tally.fail(self._full(state), NOT_SENT)
         elif state.missing:
             missing = size(state.missing_bytes)
             self._tally.fail(self._full(state), f"the cache did not keep {missing}: {NOT_KEPT}")
         else:
-            self._tally.settled()
+            self._tally.settled(sent=job.state.unsent)
         with self._changed:
             self._settle(1)
 

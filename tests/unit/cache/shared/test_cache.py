@@ -11,7 +11,7 @@ from mountpoint._fastpath import Part
 from mountpoint.cache.blocks._format import is_block, trailer_bytes, trailer_of
 from mountpoint.cache.directory import CacheDirectory
 from mountpoint.cache.identity import Identity
-from mountpoint.cache.shared import cache
+from mountpoint.cache.shared import cache, known
 from mountpoint.cache.shared.cache import MAX_OBJECT_BYTES, SharedCache
 from mountpoint.cache.shared.filling import SharedBlock
 from mountpoint.errors import AccessDenied, ChecksumMismatch, NotOffered, ServerFault
@@ -241,7 +241,7 @@ def test_missing_blocks_are_remembered(world: World, monkeypatch: pytest.MonkeyP
     assert world.ask().wait(SAFE_S)
     assert world.ask().wait(SAFE_S)
     assert (world.bucket.count("get"), world.source.count("get")) == (1, 2)
-    monkeypatch.setattr(cache, "MISSING_S", -1.0)
+    monkeypatch.setattr(known, "KNOWN_S", -1.0)
     assert world.ask().wait(SAFE_S)
     assert world.bucket.count("get") == 2
 
@@ -250,13 +250,50 @@ def test_only_some_missing_blocks_are_remembered(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The oldest are forgotten."""
-    monkeypatch.setattr(cache, "MAX_MISSING", 2)
+    monkeypatch.setattr(known, "MAX_KNOWN", 2)
     infos = [world.source.put(f"key {number}".encode(), DATA) for number in range(3)]
     for info in infos:
         assert world.ask(info=info).wait(SAFE_S)
     for info in (infos[1], infos[2], infos[0]):
         assert world.ask(info=info).wait(SAFE_S)
     assert world.bucket.count("get") == 4
+
+
+def test_what_it_lacks(world: World) -> None:
+    """One HEAD tells of each version; then it is known, also while a block is queued, and once it
+    was sent.
+    """
+    other = world.source.put(b"other", content(5))
+    large = world.source.put(b"large", content(MAX_OBJECT_BYTES + 1))
+    infos = [world.info, large, other]
+    assert world.cache.lacks(infos) == [True, False, True]
+    assert (world.bucket.count("head"), world.cache.wants(world.info)) == (2, True)
+    world.bucket.inject("put_object", Fault(delay_s=0.1))
+    assert world.read() == DATA
+    assert world.bucket.count("get") == 0
+    assert not world.cache.wants(world.info)
+    assert world.cache.lacks(infos) == [True, False, True]
+    assert world.cache.wait(SAFE_S)
+    assert world.cache.lacks(infos) == [False, False, True]
+    assert world.bucket.count("head") == 2
+    assert world.mount().lacks(infos) == [False, False, True]
+
+
+def test_a_block_that_is_cut_is_missing(world: World) -> None:
+    """Its size is wrong, so the next read sends it again."""
+    world.bucket.put(world.block.key, b"cut")
+    assert world.cache.lacks([world.info]) == [True]
+    world.fill()
+    assert len(world.bucket.content(world.block.key)) == world.block.body_bytes
+
+
+def test_what_was_dropped_is_lacked(world: World) -> None:
+    """A block for which the queue has no room is asked for again, and sent later."""
+    small = world.mount(queue_bytes=SIZE - 1)
+    assert small.lacks([world.info]) == [True]
+    assert world.read(small) == DATA
+    assert small.lacks([world.info]) == [True]
+    assert world.bucket.count("head") == 2
 
 
 def test_a_full_queue(world: World) -> None:

@@ -1,4 +1,4 @@
-"""A mount for `mount-s3ctl warm`: a directory of sparse files, and a cache in memory."""
+"""A mount for `mount-s3ctl warm`: a directory of sparse files, and caches in memory."""
 
 import os
 import threading
@@ -15,11 +15,18 @@ MIB = 1 << 20
 
 
 class FakeMount:
-    """Keeps the blocks of what is read, except for the first `drops[path]` of them."""
+    """Keeps the blocks of what is read, except for the first `drops[path]` of them.
+
+    `has_directory`, `has_bucket`: which caches there are. The bucket gets files of up to 1 MiB that
+    are read whole.
+    """
 
     def __init__(self, root: Path, sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
         self.directory = str(root)
         self.status: dict[str, Any] = {"directory": str(root), "cache_directory": "/cache"}
+        self.has_directory, self.has_bucket = True, False
+        self.sent: set[str] = set()
+        self.unsendable = False
         self.sizes = sizes
         self.kept: set[tuple[str, int]] = set()
         self.drops: Counter[str] = Counter()
@@ -51,7 +58,9 @@ class FakeMount:
             "files": [self._state(path) for path in paths],
             "usable": usable,
             "queued_bytes": self.queued_bytes,
-            "queue_limit_bytes": self.limit_bytes,
+            "queue_limit_bytes": self.limit_bytes if self.has_directory else 0,
+            "sending_bytes": 0,
+            "sending_limit_bytes": self.limit_bytes if self.has_bucket else 0,
         }
 
     def forget(self, path: str, block: int) -> None:
@@ -67,7 +76,14 @@ class FakeMount:
         if path not in self.sizes:
             return {"error": "it does not exist"}
         size = self.sizes[path]
-        return {"size_bytes": size, "missing": [list(each) for each in self._missing(path, size)]}
+        missing = [list(each) for each in self._missing(path, size)]
+        if not self.has_bucket:
+            return {"size_bytes": size, "missing": missing}
+        unsent = 0 < size <= MIB and path not in self.sent
+        if not self.has_directory:
+            missing = [[0, size]] if unsent else []
+        too_large = size > MIB and not self.has_directory
+        return {"size_bytes": size, "missing": missing, "unsent": unsent, "too_large": too_large}
 
     def _missing(self, path: str, size: int) -> Iterator[tuple[int, int]]:
         start = None
@@ -85,6 +101,8 @@ class FakeMount:
         length = min(len(buffers[0]), max(os.stat(full).st_size - offset, 0))
         with self._lock:
             self.reads.append((path, offset, offset + length))
+            if length == self.sizes[path] <= MIB and not self.unsendable:
+                self.sent.add(path)
             for block in range(offset // MIB, -(-(offset + length) // MIB)):
                 if self.drops[path]:
                     self.drops[path] -= 1

@@ -133,5 +133,7 @@ def test_the_mount(root: Path, tmp_path: Path) -> None:
         mount_of([str(tmp_path)], found)
     with pytest.raises(MountError, match="has no data cache\nmount the bucket with --cache"):
         mount_of([str(tmp_path / "other")], found)
+    found[1].status["cache_bucket"] = "a-bucket"
+    assert mount_of([str(tmp_path / "other")], found) is found[1]
     with pytest.raises(MountError, match="there are no paths"):
         mount_of([], found)

@@ -9,7 +9,7 @@ import pytest
 
 from mountpoint.ctl.warm import state, warming
 from mountpoint.ctl.warm.pace import Pace
-from mountpoint.ctl.warm.state import CacheState, FileState, Queue, batches
+from mountpoint.ctl.warm.state import CacheState, FileState, Queue, Queues, batches
 from mountpoint.ctl.warm.tally import Tally, requests_of
 from mountpoint.ctl.warm.warming import Warming
 from mountpoint.errors import MountError
@@ -95,6 +95,50 @@ def test_queued_blocks_are_waited_for(mount: FakeMount, monkeypatch: pytest.Monk
     assert len(mount.reads) == 3
 
 
+def test_a_bucket(mount: FakeMount) -> None:
+    """Without a directory, small files are fetched and sent; larger ones are no failures."""
+    mount.has_directory, mount.has_bucket = False, True
+    planned = Tally(lambda path, why: None)
+    Warming(mount, planned, jobs=1).estimate(SIZES, lambda: None)
+    assert planned.estimate() == (
+        "4 files of 24 MB: 0 B in the cache, 1 kB to fetch in 1 request, "
+        "1 to send to the cache bucket, 2 too large for the cache bucket"
+    )
+    tally, failures = warm(mount)
+    assert mount.reads == [("b/d", 0, 1000)]
+    assert (failures, tally.done, tally.sent, tally.too_large) == ({}, 2, 1, 2)
+    assert (tally.fetched_bytes, tally.to_fetch_bytes) == (1000, 1000)
+    assert tally.summary().startswith(
+        "2 files in the cache, 1 kB fetched, 0 B were there, 1 sent to the cache bucket, "
+        "2 too large for the cache bucket; "
+    )
+    tally, _ = warm(mount)
+    assert (tally.done, tally.sent, tally.cached_bytes, len(mount.reads)) == (2, 0, 1000, 1)
+
+
+def test_a_directory_and_a_bucket(mount: FakeMount) -> None:
+    """Each cache gets what it lacks. What the directory has is read, but not fetched."""
+    mount.has_bucket = True
+    tally, failures = warm(mount)
+    assert (failures, tally.done, tally.sent, mount.sent) == ({}, 4, 1, {"b/d"})
+    assert tally.fetched_bytes == tally.to_fetch_bytes == sum(SIZES.values())
+    mount.reads.clear()
+    mount.sent.clear()
+    tally, _ = warm(mount)
+    assert mount.reads == [("b/d", 0, 1000)]
+    assert (tally.sent, tally.fetched_bytes, tally.to_fetch_bytes) == (1, 0, 0)
+    assert tally.cached_bytes == sum(SIZES.values())
+
+
+def test_what_the_bucket_does_not_get_fails(mount: FakeMount) -> None:
+    """After three times a file has failed."""
+    mount.has_directory, mount.has_bucket = False, True
+    mount.unsendable = True
+    tally, failures = warm(mount, ["b/d"])
+    assert failures == {f"{mount.directory}/b/d": warming.NOT_SENT}
+    assert (len(mount.reads), tally.done, tally.sent) == (3, 0, 0)
+
+
 def test_files_that_cannot_be_read(mount: FakeMount) -> None:
     """Files that are gone or shorter than they were fail, with reasons."""
     (Path(mount.directory) / "b/d").unlink()
@@ -171,9 +215,9 @@ def test_a_cache_that_is_not_used(mount: FakeMount, monkeypatch: pytest.MonkeyPa
     """The command waits for it, but not for ever."""
     stopping = threading.Event()
     mount.unusable = 3
-    states, queue = CacheState(mount, stopping).of(["empty"])
+    states, queues = CacheState(mount, stopping).of(["empty"])
     assert states == [FileState("empty", 0, [])]
-    assert queue == Queue(0, 64 * MIB)
+    assert queues == Queues(Queue(0, 64 * MIB), Queue(0, 0))
     mount.unusable = 1 << 30
     monkeypatch.setattr(state, "UNUSABLE_S", 0.02)
     with pytest.raises(MountError, match="does not use its cache"):
@@ -219,6 +263,13 @@ def test_chunks_follow_the_limit(limit_bytes: int, chunk_bytes: int) -> None:
     for _ in range(10):
         with pace.reading(chunk_bytes):
             pass
+
+
+def test_no_queue_admits_all() -> None:
+    """A mount without that cache has no queue for it."""
+    pace = Pace(lambda: Queue(0, 0), threading.Event())
+    with pace.reading(MIB), pace.reading(MIB):
+        pass
 
 
 def test_the_end_admits_all() -> None:
