@@ -51,8 +51,13 @@ def mount(
         "--log-directory",
         str(log_directory),
     ]
-    # The AWS configuration of this machine's user is not for a server on loopback.
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
+    # The AWS configuration of this machine's user is not for a server on loopback. And where
+    # bytecode is not kept, each mount would compile the program.
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("AWS_") and name != "PYTHONDONTWRITEBYTECODE"
+    }
     settings = {
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
