@@ -67,16 +67,20 @@ def measured(where: Sequence[str], environment: dict[str, str], cache: Path | No
         return units / seconds, cpu_s / units
 
 
-def compare(where: tuple[str, str], environment: dict[str, str], name: str, runs: int) -> str:
-    """Return a line of the table."""
+def compare(
+    where: tuple[str, str], environment: dict[str, str], name: str, runs: int, disk: Path
+) -> str:
+    """Return a line of the table. The caches stay on `disk`: ext4 without a journal creates files
+    slowly for minutes after others were removed, because it avoids their inodes.
+    """
     found: dict[str, list[tuple[float, float]]] = {"none": [], "empty": [], "filled": []}
     for _ in range(runs):
-        with tempfile.TemporaryDirectory(prefix="mount-s3-bench-cache-") as cache:
-            for state, results in found.items():
-                if state == "filled":
-                    measured(where, environment, Path(cache), name, fill=True)
-                path = None if state == "none" else Path(cache)
-                results.append(measured(where, environment, path, name, fill=False))
+        cache = Path(tempfile.mkdtemp(dir=disk))
+        for state, results in found.items():
+            if state == "filled":
+                measured(where, environment, cache, name, fill=True)
+            path = None if state == "none" else cache
+            results.append(measured(where, environment, path, name, fill=False))
     unit = "MB/s" if run.WORKLOADS[name].unit == "bytes" else "/s"
     base = statistics.median(rate for rate, _ in found["none"])
     cells = [f"{name:17}"]
@@ -176,16 +180,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.cache", description=__doc__.partition("\n")[0])
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", default=list(WORKLOADS))
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument(
+        "--disk",
+        metavar="DIRECTORY",
+        help="where the caches are: a new directory at the top of a file system has had no files "
+        "removed (default: that of temporary files)",
+    )
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         parser.error("it must run as root, to drop the kernel's caches")
-    with served.embedded(sum(objects.SIZES.values())) as server:
+    with (
+        served.embedded(sum(objects.SIZES.values())) as server,
+        tempfile.TemporaryDirectory(prefix="mount-s3-bench-cache-", dir=arguments.disk) as disk,
+    ):
         connections = objects.UPLOAD_THREADS
         objects.fill(server.client(max_pool_connections=connections), server.bucket)
         where = server.endpoint_url, server.bucket
         print("workload           without a cache | empty cache | filled cache", flush=True)
         for name in arguments.workloads:
-            print(compare(where, server.environment, name, arguments.runs), flush=True)
+            line = compare(where, server.environment, name, arguments.runs, Path(disk))
+            print(line, flush=True)
         print(limits(where, server.environment), flush=True)
         print(starts(where, server.environment, arguments.runs), flush=True)
     return 0
