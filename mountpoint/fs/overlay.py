@@ -112,6 +112,11 @@ class OverlayNames:
             self._writers[inode.number] = writer
             return True
 
+    def add_removed(self, writer: Writer) -> None:
+        """Add a file that is being written, and has no name any more."""
+        with self._lock:
+            self._writers[writer.inode.number] = writer
+
     def remove_file(self, writer: Writer) -> bool:
         """Remove a file that is no longer being written; False if it was removed before."""
         with self._lock:

@@ -90,7 +90,8 @@ class StagingArea:
             room = check_room(directory, limit_bytes) if found is None else _room(root, limit_bytes)
             self.limit_bytes, self._keep_free_bytes = room.limit_bytes, room.keep_free_bytes
             self.path, self._lock_fd = found or _own_directory(root)
-            last = max((int(each.stem) for each in recovery.data_files(self.path)), default=0)
+            # Of a file that is gone, the journal must not become that of another one.
+            last = max((int(each.stem) for each in self.path.glob("[0-9]*")), default=0)
         except OSError as error:
             raise MountError(
                 f"files cannot be staged in '{directory}': {error.strerror}",

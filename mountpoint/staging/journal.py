@@ -11,7 +11,8 @@ is a line.
 A write is noted after it was made, a cut before. So the file of a killed process has every write
 that the process was told had succeeded, and `replay` says which bytes are there. A line without its
 final semicolon is incomplete and is ignored. The journal is removed after the upload: a file
-without a journal is in S3.
+without a journal is in S3. The key is null once a program has removed the file, and still has it
+open: then no object will come of it.
 
 Lines are written but not synced: they survive the end of the process, not of the machine.
 """
@@ -36,10 +37,13 @@ WORTH_LINES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The object that a staged file will become, and the version that is its base."""
+    """The object that a staged file will become, and the version that is its base.
+
+    `key` None: it will become none, because it was removed while it was open.
+    """
 
     bucket: str
-    key: bytes
+    key: bytes | None
     base_etag: str | None
     base_size_bytes: int | None
 
@@ -47,7 +51,7 @@ class Subject:
         """Return it with JSON's types. Bytes of a key that are not UTF-8 become lone surrogates."""
         return {
             "bucket": self.bucket,
-            "key": self.key.decode("utf-8", "surrogateescape"),
+            "key": None if self.key is None else self.key.decode("utf-8", "surrogateescape"),
             "base_etag": self.base_etag,
             "base_size": self.base_size_bytes,
         }
@@ -167,11 +171,12 @@ def _subject(fields: Any) -> Subject:
     match fields:
         case {
             "bucket": str(bucket),
-            "key": str(key),
+            "key": str() | None as key,
             "base_etag": str() | None as etag,
             "base_size": int() | None as size_bytes,
         } if 0 <= (size_bytes or 0) <= SIZE_MAX_BYTES:
-            return Subject(bucket, key.encode("utf-8", "surrogateescape"), etag, size_bytes)
+            key_bytes = None if key is None else key.encode("utf-8", "surrogateescape")
+            return Subject(bucket, key_bytes, etag, size_bytes)
     raise ValueError("its first line is invalid")
 
 

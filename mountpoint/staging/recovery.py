@@ -3,7 +3,8 @@
 Each mount has its own directory in the staging directory, and holds a lock in it (flock) while it
 lives. If the lock is free, the mount is dead. (With --keep-alive the next process takes the lock,
 and goes on with what was open: see StagedFile.) Files of a dead mount that are in S3, those without
-a journal, are removed. The other files stay, whatever their bucket, and get a description. Each
+a journal, are removed, and so are those without a key, which a program had removed. The other files
+stay, whatever their bucket, and get a description. Each
 mount of that bucket logs them when it starts, until the user removes them.
 """
 
@@ -18,7 +19,7 @@ import structlog
 from mountpoint.errors import OperationError
 from mountpoint.staging import journal
 from mountpoint.staging.extents import Extents
-from mountpoint.staging.journal import Subject
+from mountpoint.staging.journal import Journal, Subject
 
 log = structlog.get_logger(__name__)
 
@@ -83,6 +84,10 @@ def _dead(lock: Path) -> Iterator[bool]:
 def _keep(data: Path, bucket: str) -> None:
     try:
         subject, extents = journal.replay(data.with_suffix(journal.SUFFIX))
+        if subject.key is None:
+            Journal(data).remove()  # first: the rest of it would not be found without its data
+            data.unlink(missing_ok=True)
+            return
         os.truncate(data, extents.size_bytes)  # later bytes belong to a write that did not return
         journal.write_description(data, subject, extents)
     except (OSError, ValueError, OperationError) as error:

@@ -169,16 +169,25 @@ class StagedFile(Reclaimable):
         """See Progress."""
         return Progress(self._content.path.name, self._journaled, self._failed, self._sent)
 
-    def go_on(self, key: bytes, progress: Progress, newest: Callable[[bytes], ObjectInfo]) -> None:
+    def go_on(
+        self,
+        key: bytes,
+        progress: Progress,
+        newest: Callable[[bytes], ObjectInfo],
+        *,
+        removed: bool = False,
+    ) -> None:
         """Go on with what another process of this mount has made of the file.
 
         `newest` returns the object of a key: that process may have uploaded the file, and died
-        before it knew. Needs no room on the disk. Raises ValueError if the journal is invalid,
-        OSError, and as `write`; then that process's files stay.
+        before it knew. `removed`: see `unlink`. Needs no room on the disk. Raises ValueError if the
+        journal is invalid, OSError, and as `write`; then that process's files stay.
         """
         path = self._area.path / progress.data
         found = Journal(path)
         if not (progress.journaled and found.exists and path.exists()):
+            if removed:
+                raise ValueError("its journal is gone")
             found.remove()  # that process was about to write it, or to remove it
             self._key = key
             return
@@ -189,7 +198,7 @@ class StagedFile(Reclaimable):
         with self._changed:
             self._newest, self._sent = newest, progress.sent
             self._content.resume(local, extents)
-            self._key, self._mtime_ns = key, mtime_ns
+            self._key, self._mtime_ns, self._unlinked = key, mtime_ns, removed
             self._journal, self._journaled, self._failed = found, True, progress.failed
             if subject != self._subject():
                 self._note_move()
@@ -236,7 +245,8 @@ class StagedFile(Reclaimable):
                     self._journal.truncates(size_bytes)
                 self._content.truncate(size_bytes)
             except OperationError:
-                self._write_journal()
+                if self._journal is not None:
+                    self._write_journal()
                 raise
             return 0
 
@@ -267,7 +277,7 @@ class StagedFile(Reclaimable):
             need_bytes = self._set_aside(stop)
             if need_bytes:
                 return need_bytes
-        if self._journal is None:
+        if self._journal is None and not self._unlinked:
             self._progress(journaled=True)
             self._write_journal()
         self._mtime_ns = time.time_ns()
@@ -423,17 +433,21 @@ class StagedFile(Reclaimable):
 
     # --- removing, moving, the end ---
 
-    def unlink(self, delete: Callable[[], None]) -> None:
+    def unlink(self, delete: Callable[[], None], *, survives: bool = False) -> None:
         """Remove the file: `delete` removes the object, or replaces it with another one.
 
         Nothing is uploaded during `delete` and after it. Until it is closed, the file can be read
-        and written as far as it is local. If `delete` raises, everything is as before.
+        and written as far as it is local; with `survives`, also by another process of this mount.
+        If `delete` raises, everything is as before.
         """
         with self._alone():
             delete()
             with self._changed:
                 self._unlinked = True
-                self._forget()
+                if survives:
+                    self._note_removal()
+                else:
+                    self._forget()
 
     def move(self, key: bytes, copy: Callable[[ObjectInfo], ObjectInfo]) -> None:
         """Give the file another key. `copy` moves the base there and returns the moved object.
@@ -522,15 +536,33 @@ class StagedFile(Reclaimable):
 
     def _subject(self) -> Subject:
         etag, size_bytes = (self.base.etag, self.base.size_bytes) if self.base else (None, None)
-        return Subject(self._area.bucket, self._key, etag, size_bytes)
+        key = None if self._unlinked else self._key
+        return Subject(self._area.bucket, key, etag, size_bytes)
 
     def _write_journal(self) -> None:
         """Write the journal, for the first time or again."""
-        if self._unlinked:
-            return
         journal_ = self._journal or Journal(self._content.path)
-        journal_.rewrite(self._subject(), self._content.extents, fetched=self._failed)
+        stays = self._failed or self._unlinked
+        journal_.rewrite(self._subject(), self._content.extents, fetched=stays)
         self._journal = journal_
+
+    def _note_removal(self) -> None:
+        """Have the journal say that nothing will become of the file; without room, have none.
+
+        From then on it names the fetched bytes, too: the object has them no longer.
+        """
+        self._drop_aside()
+        self._progress(journaled=True)  # first: an earlier journal has the file's key
+        try:
+            self._write_journal()
+        except OperationError as error:
+            log.warning(
+                "a removed file that is open would not survive the mount's process",
+                path=str(self._content.path),
+                reason=str(error),
+            )
+            self._forget()
+            self._progress(journaled=False)
 
     def _note_move(self) -> None:
         """Write the new key to the journal. A failure is only logged: the file has moved anyway."""

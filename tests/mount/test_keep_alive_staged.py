@@ -1,8 +1,10 @@
 """--keep-alive with --staged-writes: written files stay open and complete when a process dies."""
 
+import errno
 import os
 import random
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ import pytest
 
 from mountpoint.mount.kept import keeper
 from tests.conftest import Store
-from tests.mount.mounting import content, eventually
+from tests.mount.mounting import content, errno_of, eventually
 from tests.mount.test_keep_alive import Kept, ctl, kept
 from tests.soak import SEED, rounds
 
@@ -60,14 +62,52 @@ def test_an_open_file_goes_on(store: Store, shared: Kept, staging: Path, own: st
     eventually(lambda: data_files(staging) == [])
 
 
+def test_a_temporary_file(store: Store, shared: Kept, staging: Path, own: str) -> None:
+    """A file that was removed right after its creation goes on, and is never uploaded."""
+    with tempfile.TemporaryFile(buffering=0, dir=shared.path, prefix=own) as file:
+        file.write(b"first, ")
+        shared.kill()
+        file.write(b"second")
+        os.fsync(file.fileno())
+        shared.kill()
+        assert os.pread(file.fileno(), 100, 0) == b"first, second"
+        assert os.fstat(file.fileno()).st_nlink == 0
+        file.truncate(5)
+        shared.kill()
+        assert os.pread(file.fileno(), 100, 0) == b"first"
+        assert len(data_files(staging)) == 1
+    eventually(lambda: data_files(staging) == [])
+    assert store.client().list_objects_v2(Bucket=store.bucket, Prefix=own)["KeyCount"] == 0
+
+
+def test_a_replaced_file(store: Store, shared: Kept, staging: Path, own: str) -> None:
+    """Who has the old file open, goes on with it; the new one stays as it was saved."""
+    old = random.Random(SEED).randbytes(3 * MIB)
+    store.put(own, old)
+    with (shared.path / own).open("r+b", buffering=0) as file:
+        assert os.pread(file.fileno(), 10, MIB) == old[MIB:][:10]
+        os.pwrite(file.fileno(), b"changed", 0)
+        (shared.path / f"{own}~").write_bytes(b"saved anew")
+        (shared.path / f"{own}~").rename(shared.path / own)
+        shared.kill()
+        assert os.pread(file.fileno(), 7, 0) == b"changed"
+        assert os.pread(file.fileno(), 10, MIB) == old[MIB:][:10]
+        os.pwrite(file.fileno(), b"again", 0)
+        assert (shared.path / own).read_bytes() == b"saved anew"
+    assert content(store, own) == b"saved anew"
+    eventually(lambda: data_files(staging) == [])
+
+
 class Writer:
-    """A program that writes, cuts, reads and syncs files, one after another."""
+    """A program that writes, cuts, reads, syncs and removes files, one after another."""
 
     def __init__(self, folder: Path, name: str, seed: int) -> None:
         self._folder, self._name = folder, name
         self._drawn = random.Random(seed)
         self.operations = 0
         self.written: dict[str, bytes] = {}
+        self.removed: set[str] = set()
+        self.unknown: set[str] = set()
 
     def run(self, ending: threading.Event) -> None:
         """Write files until `ending` is set. Raises OSError if an operation fails."""
@@ -75,6 +115,10 @@ class Writer:
             name = f"{self._name}-{len(self.written)}"
             expected = bytearray()
             with (self._folder / name).open("w+b", buffering=0) as file:
+                if self._drawn.random() < 0.3:
+                    # A process that dies within the removal may have removed the file, or not.
+                    known = errno_of((self._folder / name).unlink) != errno.EIO
+                    (self.removed if known else self.unknown).add(name)
                 for _ in range(self._drawn.randrange(100)):
                     expected = self._change(file.fileno(), expected)
                     self.operations += 1
@@ -122,7 +166,11 @@ def test_writers_notice_nothing(store: Store, shared: Kept, staging: Path, own: 
             each.result(60)
     for writer in writers:
         for name, expected in writer.written.items():
-            assert content(store, name) == expected, f"{name}, seed {SEED}"
+            found = content(store, name)
+            if name in writer.removed or (name in writer.unknown and found is None):
+                assert found is None, f"{name}, seed {SEED}"
+            else:
+                assert found == expected, f"{name}, seed {SEED}"
     eventually(lambda: data_files(staging) == [])
     assert "Traceback" not in shared.mount.log
 

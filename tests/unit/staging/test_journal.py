@@ -40,7 +40,7 @@ FIRST = '{"bucket": "b", "key": "k", "base_etag": null, "base_size": 100}'
         "[" * 9000,
         "[]",
         FIRST.replace('"b"', "1"),
-        FIRST.replace('"k"', "null"),
+        FIRST.replace('"k"', "1"),
         FIRST.replace('"base_etag": null', '"base_etag": []'),
         FIRST.replace("100", '"100"'),
         FIRST.replace("100", "-1"),

@@ -101,7 +101,8 @@ class StagedWriter:
     @property
     def survives(self) -> bool:
         """See Writer."""
-        return self._mount.session is not None and not self.removed
+        in_session = self._mount.session is not None
+        return in_session and (not self.removed or self.file.progress.journaled)
 
     @property
     def _is_stored(self) -> bool:
@@ -117,7 +118,7 @@ class StagedWriter:
     # --- its session ---
 
     def note(self) -> None:
-        """Note the file for another process of this mount, if it is the file of its name."""
+        """Note the file for another process of this mount, if it is the file of its inode."""
         session = self._mount.session
         if session is None or self._mount.local.writer(self.inode) is not self:
             return
@@ -132,26 +133,33 @@ class StagedWriter:
                 "key": text_of(self.file.key),
                 "base": None if base is None else fields_of(base),
                 "new": self._new,
+                "removed": self.removed,
                 "progress": self.file.progress,
                 "kept": astuple(self._kept),
                 "set_ns": self._set_ns,
             },
         )
 
-    def go_on(self, key: bytes, progress: Progress, set_ns: int | None) -> None:
+    def go_on(self, key: bytes, progress: Progress, set_ns: int | None, *, removed: bool) -> None:
         """Go on with the file of another process of this mount. Raises as StagedFile."""
-        self.file.go_on(key, progress, self._mount.newest_of)
+        self.file.go_on(key, progress, self._mount.newest_of, removed=removed)
         self._set_ns = set_ns
+        if removed:
+            self._mount.inodes.disown(self.inode)
+        self.take_name()
 
     # --- its name ---
 
     def take_name(self) -> bool:
-        """Be the file of its name; False if another writer is.
+        """Be the file of its name, or of its inode alone if it was removed; False if another is.
 
         The file holds its inode: one that could not be uploaded is found by its name also when it
         has no handles, and the kernel has forgotten it.
         """
-        if not self._mount.local.add_file(self):
+        local = self._mount.local
+        if self.removed:
+            local.add_removed(self)
+        elif not local.add_file(self):
             return False
         self._mount.inodes.opened(self.inode)
         return True
@@ -420,11 +428,14 @@ class StagedWriter:
     def _orphan(self, delete: Callable[[], None]) -> bool:
         """Remove the file's name once `delete` has returned; False: it was closed before."""
         try:
-            self.file.unlink(delete)
+            self.file.unlink(delete, survives=self._mount.session is not None)
         except BadHandle:
             return False
         self._mount.local.remove_name(self)
-        self._forget()
+        # An equal object of this name is another file.
+        self._mount.inodes.disown(self.inode)
+        if not self.survives:
+            self._forget()
         self._leave()
         return True
 
@@ -467,9 +478,9 @@ class StagedWriter:
             return
         mount, inode, info = self._mount, self.inode, self.file.base
         same_key = info is not None and info.key == inode.key
-        if info is not None and same_key and self._new:
+        if info is not None and same_key and self._new and not self.removed:
             mount.inodes.became(inode, info, 0.0)
-        elif info is None or not same_key or not mount.readers.became(inode, info):
+        elif self.removed or info is None or not same_key or not mount.readers.became(inode, info):
             mount.inodes.disown(inode, info)  # the kernel may have pages of an earlier version
         self.leave_name()
         self._forget()

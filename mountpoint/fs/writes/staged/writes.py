@@ -19,7 +19,7 @@ from collections.abc import Mapping
 import structlog
 
 from mountpoint.errors import NO_OPTION, BadHandle, NotPermitted, OperationError, Superseded
-from mountpoint.fs.inodes import Inode, InodeNumber
+from mountpoint.fs.inodes import ROOT, Inode, InodeNumber
 from mountpoint.fs.posix_metadata import FileAttributes
 from mountpoint.fs.session.log import Fields, SessionLog, bytes_of, version_of
 from mountpoint.fs.writes.context import WriteContext
@@ -147,8 +147,12 @@ class StagedWrites:
             data, journaled, failed, sent = fields["progress"]
             progress = Progress(data, journaled, failed, None if sent is None else Sent(*sent))
             parent = directories.get(fields["parent"])
+            goes_on = progress.journaled or number in opened
+            if fields["removed"]:
+                parent = parent or directories[ROOT]  # its directory may have been removed, too
+                goes_on = progress.journaled and number in opened
             writer = None
-            if parent is not None and (progress.journaled or number in opened):
+            if parent is not None and goes_on:
                 writer = self._recover(InodeNumber(number), parent, fields, progress)
             if writer is None:
                 session.drop(RECORD, number)
@@ -166,12 +170,12 @@ class StagedWrites:
         kept = FileAttributes(*fields["kept"])
         writer = self._new_writer(inode, base, NEW if new else ALWAYS, kept, new=new)
         try:
-            writer.go_on(bytes_of(fields["key"]), progress, fields["set_ns"])
+            removed: bool = fields["removed"]
+            writer.go_on(bytes_of(fields["key"]), progress, fields["set_ns"], removed=removed)
         except (OSError, ValueError, OperationError) as error:
             writer.discard()
             log.warning("a staged file cannot go on", key=inode.key, reason=str(error))
             return None
-        writer.take_name()
         return writer
 
     # --- inside ---

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from mountpoint.errors import AccessDenied, NoSuchEntry, PreconditionFailed, WriterKilled
+from mountpoint.errors import (
+    AccessDenied,
+    NoSuchEntry,
+    NotFound,
+    PreconditionFailed,
+    StagingFull,
+    WriterKilled,
+)
 from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import ROOT
 from mountpoint.fs.session.log import SessionLog, new_log
@@ -248,20 +255,237 @@ def test_a_killed_program(it: Kept) -> None:
     assert it.content(b"old") == OLD
 
 
-def test_a_removed_file(it: Kept) -> None:
-    """A file without a name is lost with the process: its changes are in no journal."""
+# --- Files that are removed while they are open ---
+
+
+def check_gone(it: Kept, handle: HandleNumber, name: bytes) -> None:
+    """Close the last handle of a removed file: nothing is left of it, and nothing was uploaded."""
+    uploads = it.now.client.count("put_object")
+    it.now.fs.fsync(handle)
+    it.now.close(handle, FIRST)
+    assert it.now.client.count("put_object") == uploads
+    assert kept(it.path) == []
+    assert it.area.used_bytes == 0
+    assert it.now.fs._local.writers() == []
+    assert name not in it.now.client.contents()
+    it.die()
+    assert it.now.fs.open_files() == 0
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_removed_file(it: Kept, *, new: bool) -> None:
+    """A file without a name goes on as long as it is open, also with what it was read before."""
+    name = b"new" if new else b"old"
+    handle = it.now.create(name, FIRST) if new else it.open(name)
+    start = MIB - 5
+    expected = bytearray(b"" if new else OLD[:MIB])
+    it.now.fs.read(handle, 0, 100)  # fetches the first block, which no object has later
+    it.now.fs.write(handle, start, b"changed")
+    expected[start:] = b"changed"
+    if new:
+        expected = bytearray(start) + b"changed"
+    inode = it.now.fs.file(handle).inode.number
+    it.now.fs.unlink(ROOT, name)
+    assert not it.now.fs.needs_process()
+    it.die()
+    assert bytes(it.now.fs.read(handle, 0, MIB)) == expected[:MIB]
+    it.now.fs.write(handle, 2, b"again")
+    expected[2:7] = b"again"
+    it.die()  # what was taken over once is taken over again
+    assert bytes(it.now.fs.read(handle, 0, MIB)) == expected[:MIB]
+    it.now.fs.set_attributes(inode, size_bytes=100, mtime_ns=None, handle=handle)
+    it.die()
+    assert bytes(it.now.fs.read(handle, 0, MIB)) == expected[:100]
+    shown = it.now.fs.getattr(inode)
+    assert (shown.size_bytes, shown.links) == (100, 0)
+    with pytest.raises(NoSuchEntry):
+        it.now.look(name)
+    assert it.now.fs.being_written() == []
+    assert 0 < it.area.used_bytes <= MIB + 4096
+    check_gone(it, handle, name)
+
+
+def test_a_removed_file_that_was_only_read(it: Kept) -> None:
+    """It has no journal before; it has what was fetched, and can be written."""
+    handle = it.open(b"old")
+    it.now.fs.read(handle, 0, 100)
+    it.now.fs.unlink(ROOT, b"old")
+    it.die()
+    it.now.fs.write(handle, 5, b"new")
+    it.die()
+    assert bytes(it.now.fs.read(handle, 0, 100)) == OLD[:5] + b"new" + OLD[8:100]
+    with pytest.raises(NotFound):
+        it.now.fs.read(handle, 2 * MIB, 100)
+    check_gone(it, handle, b"old")
+
+
+def test_a_replaced_file(it: Kept) -> None:
+    """A file that another one has replaced goes on, and does not replace that one in turn."""
     handle = it.open(b"old")
     it.now.fs.write(handle, 0, b"changed")
+    it.now.write_file(b"other", b"replacement")
+    it.now.fs.rename(ROOT, b"other", ROOT, b"old")
+    it.now.fs.write(handle, 7, b"!")
+    it.die()
+    assert bytes(it.now.fs.read(handle, 0, 8)) == b"changed!"
+    it.now.close(handle, FIRST)
+    assert it.content(b"old") == b"replacement"
+    assert kept(it.path) == []
+
+
+def test_a_removed_file_in_a_removed_directory(it: Kept) -> None:
+    """Programs remove the directory of their temporary files, too."""
+    directory = it.now.fs.mkdir(ROOT, b"made").inode
+    handle = it.now.create(b"made/file", FIRST)
+    it.now.fs.write(handle, 0, b"temporary")
+    it.now.fs.unlink(directory, b"file")
+    it.now.fs.rmdir(ROOT, b"made")
+    it.die()
+    assert bytes(it.now.fs.read(handle, 0, 100)) == b"temporary"
+    assert b"made" not in it.now.names()
+    check_gone(it, handle, b"made/file")
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_another_file_of_the_same_name(it: Kept, where: str) -> None:
+    """It is not mixed up with the one that was removed, even if an equal object was put there."""
+    removed = it.open(b"old")
+    it.now.fs.write(removed, 0, b"removed")
     it.now.fs.unlink(ROOT, b"old")
+    if where == "here":
+        handle = it.now.create(b"old", FIRST)
+        it.now.fs.write(handle, 0, b"another")
+    else:
+        it.now.client.put(b"old", OLD)
+    for _ in range(2):
+        look = it.now.look(b"old")
+        assert look.inode != it.now.fs.file(removed).inode.number
+        assert look.size_bytes == (7 if where == "here" else len(OLD))
+        it.die()
+    assert bytes(it.now.fs.read(removed, 0, 7)) == b"removed"
+    it.now.close(removed, FIRST)
+    if where == "here":
+        assert bytes(it.now.fs.read(handle, 0, 100)) == b"another"
+        it.now.close(handle, FIRST)
+        assert it.content(b"old") == b"another"
+    else:
+        assert it.content(b"old") == OLD
+
+
+def test_a_removed_file_whose_upload_had_failed(it: Kept) -> None:
+    """It goes on as it is; the version that was set aside is gone with its name."""
+    refused = Fault(error=AccessDenied("no", status=403))
+    handle = it.now.create(b"new", FIRST)
+    it.now.fs.write(handle, 0, b"failed")
+    it.now.client.inject("put_object", refused, refused)
+    with pytest.raises(AccessDenied):
+        it.now.fs.fsync(handle)
+    it.now.client.inject("put_object")
+    it.now.fs.write(handle, 0, b"FAILED")
+    assert kept(it.path) == [b"FAILED", b"failed"]
+    it.now.fs.unlink(ROOT, b"new")
+    assert kept(it.path) == [b"FAILED"]
+    it.die()
+    assert bytes(it.now.fs.read(handle, 0, 100)) == b"FAILED"
+    check_gone(it, handle, b"new")
+
+
+def test_dead_before_a_removal_is_in_the_journal(it: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The object is gone, and the file's earlier journal, with its key, does not bring it back."""
+    handle = it.open(b"old")
+    it.now.fs.write(handle, 0, b"changed")
+
+    class Died(BaseException):
+        pass
+
+    def die(file: object) -> None:
+        raise Died
+
+    with monkeypatch.context() as dying:
+        dying.setattr("mountpoint.staging.staged_file.StagedFile._write_journal", die)
+        with pytest.raises(Died):
+            it.now.fs.unlink(ROOT, b"old")
+    it.die()
+    assert bytes(it.now.fs.read(handle, 0, 7)) == b"changed"
+    it.now.fs.write(handle, 7, b"!")
+    it.die()
+    assert bytes(it.now.fs.read(handle, 0, 8)) == b"changed!"
+    check_gone(it, handle, b"old")
+
+
+def test_a_removal_without_room_for_its_journal(it: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The removal succeeds, and the file can be written; it does not survive the process."""
+    handle = it.open(b"old")
+    it.now.fs.write(handle, 0, b"changed")
+
+    def full(*_: object, **__: object) -> None:
+        raise StagingFull("no space")
+
+    with monkeypatch.context() as writing:
+        writing.setattr("mountpoint.staging.journal.Journal.rewrite", full)
+        it.now.fs.unlink(ROOT, b"old")
+        it.now.fs.write(handle, 7, b"!")
+    assert bytes(it.now.fs.read(handle, 0, 8)) == b"changed!"
+    assert it.now.fs.needs_process()
     it.die()
     with pytest.raises(WriterKilled):
         it.now.fs.read(handle, 0, 10)
     assert kept(it.path) == []
-    with pytest.raises(NoSuchEntry):
-        it.now.look(b"old")
-    with pytest.raises(WriterKilled):
-        it.now.fs.flush(handle, FIRST, killed=False)
     it.now.fs.release(handle)
+
+
+@pytest.mark.parametrize("part", ["*.journal", "*.data"])
+def test_a_removed_file_whose_local_file_is_gone(it: Kept, part: str) -> None:
+    """Its handles fail, rather than to read or write something else."""
+    handle = it.open(b"old")
+    it.now.fs.write(handle, 0, b"changed")
+    it.now.fs.unlink(ROOT, b"old")
+    for each in it.path.rglob(part):
+        each.unlink()
+    it.die()
+    with pytest.raises(WriterKilled):
+        it.now.fs.read(handle, 0, 10)
+    it.now.fs.release(handle)
+    for each in it.path.rglob("*.journal"):
+        each.unlink()
+
+
+def test_a_removed_file_without_handles(it: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the process dies within the last close, the next one removes what is left."""
+    handle = it.open(b"old")
+    it.now.fs.write(handle, 0, b"changed")
+    it.now.fs.unlink(ROOT, b"old")
+    with monkeypatch.context() as dying:
+        dying.setattr("mountpoint.fs.writes.staged.writer.StagedWriter._close", lambda writer: None)
+        it.now.close(handle, FIRST)
+    assert len(kept(it.path)) == 1
+    it.die()
+    assert kept(it.path) == []
+    assert it.now.fs._local.writers() == []
+
+
+def test_nobody_goes_on_with_a_removed_file(it: Kept, caplog: pytest.LogCaptureFixture) -> None:
+    """If all processes have died, the next mount removes it, and does not speak of it."""
+    handle = it.open(b"old")
+    it.now.fs.write(handle, 0, b"changed")
+    it.now.fs.unlink(ROOT, b"old")
+    os.close(it.area._lock_fd)
+    it.area = StagingArea(str(it.path), "bucket", 64 * MIB)
+    assert kept(it.path) == []
+    assert [each.name for each in it.path.iterdir()] == [it.area.path.name]
+    assert "was not uploaded" not in caplog.text
+
+
+def test_a_removed_file_and_a_request_that_comes_again(it: Kept) -> None:
+    """A file may be removed before the kernel has the answer to its open."""
+    it.now.request = 5
+    handle = it.now.create(b"new", FIRST)
+    it.now.fs.unlink(ROOT, b"new")
+    it.die()
+    found = it.now.fs.opened_before(5, creates=True)
+    assert found is not None
+    assert found[0] == handle
+    check_gone(it, handle, b"new")
 
 
 def test_attributes(it: Kept) -> None:
