@@ -336,7 +336,7 @@ class FileSystem:
     def give_up(self, number: int, process: int) -> bool:
         """Note that a process is killed while it waits in a write, `flush` or `fsync`.
 
-        Returns whether it may end before `flush` or `fsync` does.
+        Returns whether it may end before that does: see OpenFile.
         """
         with contextlib.suppress(BadHandle):  # it was closed meanwhile
             return self._files.get(HandleNumber(number)).give_up(process)

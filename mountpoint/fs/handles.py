@@ -51,9 +51,10 @@ class OpenFile(Protocol):
         """Note that a process closes a descriptor; `killed`: it is being killed."""
 
     def give_up(self, process: int) -> bool:
-        """Note that a process is killed while it waits for an upload. Does not wait.
+        """Note that a process is killed while it waits in `write`, `flush` or `fsync`.
 
-        Returns whether the process may end now, in `flush` or `fsync`: the upload goes on.
+        Does not wait. Returns whether the process may end now: an upload goes on without it, and a
+        write that waits is not made.
         """
 
     def fsync(self) -> None:

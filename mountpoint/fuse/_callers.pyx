@@ -11,7 +11,8 @@ other thread answers it. If another thread has done so before, the first one giv
 
 Requests of a writer are not answered so: the file would be released while it is written. For them
 the file's handle is known, and the file system decides: it ends the upload that they wait for, or
-lets it go on without the program.
+lets it go on without the program. A write to a staged file waits while others upload it; it is
+claimed when the file is about to be changed, or else changes nothing.
 """
 
 from libc.errno cimport EINTR
@@ -52,7 +53,6 @@ cdef extern from *:
         uint64_t unique;  /* of the request; 0 if it serves none. ABANDONED: it is answered */
         uint64_t handle;  /* of the file, if the request is one of a writer's, else 0 */
         uint32_t pid;     /* the thread that waits for the answer */
-        uint32_t opcode;
     } __attribute__((aligned(64))) server_t;
 
     static server_t servers[MAX_SERVERS];
@@ -69,7 +69,6 @@ cdef extern from *:
         uint64_t unique
         uint64_t handle
         uint32_t pid
-        uint32_t opcode
     server_t servers[]
     server_t* own
 
@@ -93,7 +92,6 @@ cdef void begin_serving(const InHeader* header) noexcept nogil:
     if header.opcode in (WRITE, FSYNC, FLUSH):
         handle = (<const uint64_t*>(<const char*>header + sizeof(InHeader)))[0]
     store_u32(&own.pid, header.pid)
-    store_u32(&own.opcode, header.opcode)
     store_u64(&own.handle, handle)
     store_u64(&own.unique, header.unique)
 
@@ -129,19 +127,18 @@ def is_abandoned():
 def waiting():
     """Return the requests in progress.
 
-    That is each one's number, the thread that waits for it, the file's handle if the request is one
-    of a writer's, else 0, and whether it is a write itself.
+    That is each one's number, the thread that waits for it, and the file's handle if the request is
+    one of a writer's, else 0.
     """
-    cdef uint32_t index, pid, opcode
+    cdef uint32_t index, pid
     cdef uint64_t unique, handle
     found = []
     for index in range(servers_in_use()):
         unique = load_u64(&servers[index].unique)
         pid = load_u32(&servers[index].pid)
         handle = load_u64(&servers[index].handle)
-        opcode = load_u32(&servers[index].opcode)
         if unique and not unique & ABANDONED and unique == load_u64(&servers[index].unique):
-            found.append((unique, pid, handle, opcode == WRITE))
+            found.append((unique, pid, handle))
     return found
 
 

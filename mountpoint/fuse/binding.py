@@ -63,7 +63,8 @@ _channel.resolve(llfuse.__file__)
 llfuse.lock = contextlib.nullcontext()
 
 #: Whether the kernel gets the answer that this thread is about to give; False: see `_callers`. Then
-#: what the kernel would give back later has to be given back at once. Called for each file.
+#: what the kernel would give back later has to be given back at once, and a file must not be
+#: changed, which the program may have closed by now. Called for each file.
 claim = _callers.claim
 
 #: As long as a stream keeps its memory without reads, in seconds.
@@ -275,8 +276,8 @@ class Receivers:
 class KilledPrograms:
     """Ends the waits of programs that are killed while S3 is silent (`_callers`).
 
-    `give_up` is called with a file's handle and the process that waits for its upload. It returns
-    whether the process need not wait, because the upload goes on without it.
+    `give_up` is called with a file's handle and the process that waits in a write, or for the
+    upload. It returns whether the process need not wait.
     """
 
     def __init__(self, give_up: Callable[[int, int], bool]) -> None:
@@ -288,14 +289,13 @@ class KilledPrograms:
     def sweep(self) -> None:
         """End the waits for requests of killed programs. Most requests take less than a sweep."""
         waiting = _callers.waiting()
-        for request, thread, handle, writes in waiting:
+        for request, thread, handle in waiting:
             if request not in self._seen:
                 continue
             ending, killed = is_ending(thread)
             if handle:
-                # A file is uploaded if its program ends otherwise, even with an error. After a
-                # write the program must not close the file before it is written.
-                ending = killed and self._give_up(handle, process_of(thread)) and not writes
+                # A file is uploaded if its program ends otherwise, even with an error.
+                ending = killed and self._give_up(handle, process_of(thread))
             if ending:
                 _callers.abandon(_channel.device(), request)
         self._seen = {request for request, *_ in waiting}

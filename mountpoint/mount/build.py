@@ -57,12 +57,14 @@ def build_filesystem(
     drop_pages: Callable[[InodeNumber], bool] = lambda inode: True,
     session: SessionLog | None = None,
     request: Callable[[], int] = lambda: 0,
+    claim: Callable[[], bool] = lambda: True,
 ) -> FileSystem:
     """Return the file system of a bucket, from `prefix` down.
 
     Files are written in the area `staging`; None: they are streamed. `on_open`, `on_damage`: see
     Opener. `drop_pages`: see Readers. `session` keeps what another process needs to go on, and has
     what this one goes on with; `request` returns the number of the request that is being served.
+    `claim`: see WriteContext.
     """
     inodes = InodeTable(prefix, SHORT_BITS if config.inode32 else LONG_BITS, session)
     local = OverlayNames(prefix, session)
@@ -95,6 +97,7 @@ def build_filesystem(
         ),
         caches=caches,
         session=session,
+        claim=claim,
     )
     staged = None
     if staging is not None:

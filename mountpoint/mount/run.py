@@ -206,6 +206,7 @@ def _serve(
         drop_pages=binding.drop_pages,
         session=None if turn is None else turn.log,
         request=binding.request_number,
+        claim=binding.claim,
     )
 
     def interrupt() -> None:

@@ -32,6 +32,7 @@ from mountpoint.config import MIB
 from mountpoint.errors import (
     BadAnswer,
     BucketNotFound,
+    Interrupted,
     NotFound,
     OperationError,
     PreconditionFailed,
@@ -55,6 +56,9 @@ FILL_S = 10.0
 END_S = 5.0
 #: How often a writer makes room again after others have taken it.
 MAX_TRIES = 16
+
+#: Whether the program that changes the file still waits.
+Claim = Callable[[], bool]
 
 
 class Progress(NamedTuple):
@@ -212,17 +216,19 @@ class StagedFile(Reclaimable):
         """
         return self._content.read(offset, size)
 
-    def write(self, offset: int, data: bytes) -> int:
+    def write(self, offset: int, data: bytes, claim: Claim = lambda: True) -> int:
         """Write at any offset; return the number of bytes. Fetches nothing.
 
-        Raises StagingFull when there is no room and none can be made, and Interrupted when the
-        mount goes away while this waits for an upload.
+        `claim` is called before the file is changed, after a wait for an upload. If it returns
+        False, the program was killed meanwhile. Raises StagingFull when there is no room and none
+        can be made, and Interrupted when the program or the mount is gone.
         """
         if not data:
             return 0
 
         def write() -> int:
-            need_bytes = self._begin_change(self.size_bytes) or self._content.write(offset, data)
+            need_bytes = self._begin_change(self.size_bytes, claim)
+            need_bytes = need_bytes or self._content.write(offset, data)
             if not need_bytes:
                 self._note_write(offset, offset + len(data))
             return need_bytes
@@ -230,14 +236,14 @@ class StagedFile(Reclaimable):
         self._with_room(write)
         return len(data)
 
-    def truncate(self, size_bytes: int) -> None:
-        """Cut the file off, or extend it with zeros. Fetches nothing. Raises as `write`."""
+    def truncate(self, size_bytes: int, claim: Claim = lambda: True) -> None:
+        """Cut the file off, or extend it with zeros. Fetches nothing. See `write`."""
 
         def truncate() -> int:
             if size_bytes == self.size_bytes:
                 self._content.check_open()
                 return 0
-            need_bytes = self._begin_change(min(size_bytes, self.size_bytes))
+            need_bytes = self._begin_change(min(size_bytes, self.size_bytes), claim)
             if need_bytes:
                 return need_bytes
             try:
@@ -265,13 +271,15 @@ class StagedFile(Reclaimable):
             f"{self._area.used_bytes // MIB} MiB are staged: there is no space for more"
         )
 
-    def _begin_change(self, stop: int) -> int:
+    def _begin_change(self, stop: int, claim: Claim) -> int:
         """Wait until the file may be changed, and note on disk that it will be.
 
         Returns 0, or how many bytes of room are missing. If the file has to be set aside, its copy
         needs only the bytes up to `stop`.
         """
         self._wait_idle()
+        if not claim():
+            raise Interrupted("the program was killed while the file was uploaded")
         self._content.check_open()
         if self._failed and self._aside is None and not self._unlinked:
             need_bytes = self._set_aside(stop)

@@ -14,6 +14,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ import pytest
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy
 from tests.mount.mounting import Mount, content, errno_of, eventually, mounted, pending
+from tests.mount.test_fault_table import KILLED_S
 from tests.mount.test_rename import OPTIONS, sh
 from tests.soak import rounds
 
@@ -354,3 +356,59 @@ def test_readers_go_on_while_a_file_is_uploaded(mount: Mount, place: Path) -> No
         sync.start()
         assert path.read_bytes() == data
         sync.join()
+
+
+CHANGES_LATER = """
+import os, sys
+file = os.open(sys.argv[1], os.O_RDWR)
+print("open", flush=True)
+sys.stdin.readline()
+{change}
+"""
+
+
+@pytest.mark.parametrize("change", ["os.pwrite(file, b'killed', 0)", "os.ftruncate(file, 1)"])
+def test_killed_while_others_upload(flat_store: Store, folder: Path, change: str) -> None:
+    """A program that waits in a change for another one's upload ends; its change is not made."""
+    sent, goes_on = threading.Event(), threading.Event()
+
+    def silent(exchange: Exchange) -> None:
+        if exchange.is_write:
+            sent.set()
+            goes_on.wait(60)
+
+    with (
+        FaultyProxy(flat_store.endpoint_url) as proxy,
+        staged(flat_store, folder, "--prefix", "uploading/", endpoint_url=proxy.url) as mount,
+        (mount.path / "file").open("w+b", buffering=0) as file,
+        subprocess.Popen(
+            [sys.executable, "-c", CHANGES_LATER.format(change=change), mount.path / "file"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as program,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert program.stdin is not None
+        assert program.stdout is not None
+        assert program.stdout.readline() == b"open\n"
+        closed = os.open(mount.path / "file", os.O_RDWR)
+        os.write(closed, b"content")
+        proxy.before.append(silent)
+        closing = pool.submit(os.close, closed)
+        try:
+            assert sent.wait(20)
+            program.stdin.write(b"\n")
+            program.stdin.flush()
+            waits_in = Path(f"/proc/{program.pid}/wchan")
+            eventually(lambda: "request_wait_answer" in waits_in.read_text())
+            program.kill()
+            assert program.wait(KILLED_S) == -signal.SIGKILL
+            assert not closing.done()
+        finally:
+            goes_on.set()
+        closing.result(20)
+        assert os.pread(file.fileno(), 100, 0) == b"content"
+        assert content(flat_store, "uploading/file") == b"content"
+        os.pwrite(file.fileno(), b", and more", 7)
+        os.fsync(file.fileno())
+        assert content(flat_store, "uploading/file") == b"content, and more"

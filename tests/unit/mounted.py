@@ -62,6 +62,8 @@ class Mounted:
         session = options.pop("session", None)
         #: The number of the request that is being served.
         self.request = 0
+        #: Whether the program still waits for its answer.
+        self.awaited = True
         self.fs = build_filesystem(
             client,
             prefix=options.pop("prefix", b""),
@@ -74,6 +76,7 @@ class Mounted:
             retry_policy=retry_policy,
             session=session,
             request=lambda: self.request,
+            claim=lambda: self.awaited,
         )
 
     def _cache(self, directory: str) -> BlockCache:

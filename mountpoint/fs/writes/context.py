@@ -1,6 +1,7 @@
 """The parts of a mount that changes of its files need."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mountpoint.config import ChangeConfig
@@ -36,6 +37,9 @@ class WriteContext:
     attribute_store: AttributeStore
     caches: Caches
     session: SessionLog | None = None
+    #: Whether the program still waits for the answer to the request that this thread serves. If so,
+    #: it waits until the request is answered (`fuse/_callers`).
+    claim: Callable[[], bool] = lambda: True
 
     def newest(self, inode: Inode) -> ObjectInfo:
         """Return the newest version of a file. Raises StaleInode if the inode is another one."""

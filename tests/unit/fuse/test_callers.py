@@ -54,9 +54,9 @@ def test_a_request_is_in_progress_until_the_next_one(probe: Any) -> None:
     """It is listed with its thread, until the thread that serves it has answered."""
     assert _callers.waiting() == []
     probe.begin_request(OPEN, 100, 7, 5)
-    assert _callers.waiting() == [(100, 7, 0, False)]
+    assert _callers.waiting() == [(100, 7, 0)]
     probe.begin_request(LOOKUP, 102, 8, 5)
-    assert _callers.waiting() == [(102, 8, 0, False)]
+    assert _callers.waiting() == [(102, 8, 0)]
     probe.end_request()
     assert _callers.waiting() == []
 
@@ -65,7 +65,7 @@ def test_a_request_is_in_progress_until_the_next_one(probe: Any) -> None:
 def test_writers_have_a_handle(probe: Any, opcode: int) -> None:
     """For a request that writes, the file is known."""
     probe.begin_request(opcode, 100, 7, 5)
-    assert _callers.waiting() == [(100, 7, 5, opcode == WRITE)]
+    assert _callers.waiting() == [(100, 7, 5)]
 
 
 @pytest.mark.parametrize("opcode", [FORGET, RELEASE])
@@ -120,7 +120,7 @@ def test_threads(probe: Any, device: Device) -> None:
     def abandon() -> set[int]:
         abandoned = set()
         while not over.is_set():
-            for unique, thread, handle, _ in _callers.waiting():
+            for unique, thread, handle in _callers.waiting():
                 assert (thread, handle) == (7, 0)
                 if _callers.abandon(device.descriptor, unique):
                     abandoned.add(unique)

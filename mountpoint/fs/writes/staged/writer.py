@@ -190,13 +190,13 @@ class StagedWriter:
 
     def write(self, offset: int, data: bytes) -> int:
         """Write at any offset; return the number of bytes."""
-        written = self.file.write(offset, data)
+        written = self.file.write(offset, data, self._mount.claim)
         self._written()
         return written
 
     def truncate(self, size_bytes: int) -> None:
-        """Cut the file off, or extend it with zeros."""
-        self.file.truncate(size_bytes)
+        """Cut the file off, or extend it with zeros, for a program that has it open."""
+        self.file.truncate(size_bytes, self._mount.claim)
         self._written()
 
     def _written(self) -> None:
@@ -246,7 +246,10 @@ class StagedWriter:
         """
         with self._mount.key_locks.shared(lambda: self.inode.key):
             try:
-                handle.truncate(size_bytes)
+                # Not claimed: the program may be killed while the file is uploaded.
+                self.file.truncate(size_bytes)
+                self._written()
+                handle.wrote = handle.changed = True
                 if self._is_changed(but=handle):
                     handle.changed = False  # the others upload it, with what they have written
                 else:
@@ -552,7 +555,10 @@ class StagedHandle:
             self.writer.upload()
 
     def give_up(self, process: int) -> bool:
-        """Let the process end: what was written is on the disk, and its upload goes on."""
+        """Let the process end: what was written is on the disk, and its upload goes on.
+
+        A write that waits for an upload finds that nobody waits for it (`WriteContext.claim`).
+        """
         return True
 
     def fsync(self) -> None:

@@ -3,13 +3,13 @@
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from mountpoint.errors import AccessDenied, StagingFull, StaleInode, WriterKilled
+from mountpoint.errors import AccessDenied, Interrupted, StagingFull, StaleInode, WriterKilled
 from mountpoint.fs.handles import HandleNumber
 from mountpoint.staging import recovery
 from tests.unit.fake_client import Fault, Request
@@ -376,3 +376,53 @@ def test_killed_while_it_waits(tmp_path: Path, waits: str, fails: bool) -> None:
         assert world.client.contents() == ({} if fails else {b"a": b"123"})
         assert kept(tmp_path) == ([b"123"] if fails else [])
         assert len(world.fs._local.writers()) == int(fails)
+
+
+@pytest.mark.parametrize("change", ["write", "cut"])
+def test_killed_while_others_upload(tmp_path: Path, change: str) -> None:
+    """The process ends at once, and its change is not made; the upload goes on with the others'."""
+    sent, goes_on = threading.Event(), threading.Event()
+
+    def slow(request: Request) -> Fault | None:
+        if request.kind == "put_object":
+            sent.set()
+            assert goes_on.wait(20)
+        return None
+
+    with staged(tmp_path) as world, ThreadPoolExecutor(2) as pool:
+        first = world.create(b"a", FIRST)
+        number = world.look(b"a").inode
+        world.fs.write(first, 0, b"123")
+        second = world.fs.open(number, os.O_RDWR, SECOND)
+        world.client.script = slow
+        syncing = pool.submit(world.fs.fsync, first)
+        assert sent.wait(20)
+        actions: dict[str, Callable[[], object]] = {
+            "write": lambda: world.fs.write(second, 1, b"killed"),
+            "cut": lambda: world.fs.set_attributes(
+                number, size_bytes=1, mtime_ns=None, handle=second
+            ),
+        }
+        waiting = pool.submit(actions[change])
+        until(lambda: waiting.running())
+        assert world.fs.give_up(second, SECOND)
+        world.awaited = False
+        world.close(second, SECOND, killed=True)
+        goes_on.set()
+        assert isinstance(waiting.exception(20), Interrupted)
+        assert syncing.exception(20) is None
+        world.awaited = True
+        assert world.client.contents() == {b"a": b"123"}
+        world.fs.write(first, 3, b"456")
+        world.close(first, FIRST)
+        assert world.client.contents() == {b"a": b"123456"}
+
+
+def test_killed_in_a_truncation_by_name(tmp_path: Path) -> None:
+    """It has no descriptor that the kernel closes: it goes on, with its upload."""
+    with staged(tmp_path) as world:
+        world.client.put(b"a", b"12345")
+        world.awaited = False
+        world.fs.set_attributes(world.look(b"a").inode, size_bytes=2, mtime_ns=None)
+        assert world.client.contents() == {b"a": b"12"}
+        assert kept(tmp_path) == []
