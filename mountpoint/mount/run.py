@@ -1,8 +1,8 @@
 """The composition root: check, connect, build everything, mount, serve, unmount.
 
 Runs in the process that serves the mount, after the fork. The order matters: checks that need no S3
-come first, S3 is asked before anything is mounted, and after the mount each way out goes through
-the unmount.
+come first, S3 is asked before anything is mounted (but not if nobody serves a mount that is there),
+and after the mount each way out goes through the unmount.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from mountpoint.mount.build import build_filesystem
 from mountpoint.mount.cached_files import CachedFiles
 from mountpoint.mount.commands import ControlCommands
 from mountpoint.mount.control import Control, socket_directory
-from mountpoint.mount.kept import leftovers
+from mountpoint.mount.kept import leftovers, reached
 from mountpoint.mount.kept.link import Link, Turn
 from mountpoint.mount.kept.upgrade import Upgrade
 from mountpoint.mount.shared_cache import cache_bucket, shared_cache
@@ -44,7 +44,7 @@ from mountpoint.s3.aws.ec2 import Instance
 from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.aws.settings import aws_settings
 from mountpoint.s3.client import Body, ObjectInfo
-from mountpoint.s3.connect import connect
+from mountpoint.s3.connect import connect, reconnect
 from mountpoint.s3.crt.client import CrtClient, enable_crt_log
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.staging.area import StagingArea, check_staging_directory
@@ -97,15 +97,22 @@ def run(config: Config, on_ready: Callable[[], None], link: Link | None = None) 
         memory_mib=config.read.memory_bytes >> 20,
     )
     with Exports(config, meters, stopping) as exports:
-        client = connect(
-            config.bucket,
-            config.credentials,
-            config.client,
-            os.environ,
-            stopping,
-            meters,
-            instance,
-        )
+        turn = None if link is None or not link.succeeds else link.take_turn()
+        found = None if turn is None else reached.find(turn.log, config.bucket)
+        if found is None:
+            client = connect(
+                config.bucket,
+                config.credentials,
+                config.client,
+                os.environ,
+                stopping,
+                meters,
+                instance,
+            )
+        else:
+            client = reconnect(
+                found, config.bucket, config.credentials, config.client, os.environ, meters
+            )
 
         def ready(answers: ControlCommands) -> None:
             exports.serving(client.check_credentials, answers.levels)
@@ -113,9 +120,13 @@ def run(config: Config, on_ready: Callable[[], None], link: Link | None = None) 
 
         try:
             preflight.check_kind(config, is_directory=client.is_directory)
-            turn = None if link is None else link.take_turn()
+            if turn is None and link is not None:
+                turn = link.take_turn()
+            session = None if turn is None else turn.log
+            if session is not None and found is None:
+                reached.note(session, config.bucket, client)
             with shared_cache(
-                config, client.endpoint, os.environ, stopping, meters, instance
+                config, client.endpoint, os.environ, stopping, meters, instance, session
             ) as shared:
                 return _serve(
                     config, client, shared, stopping, meters, recent, watcher, link, turn, ready

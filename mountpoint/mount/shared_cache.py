@@ -13,11 +13,13 @@ from mountpoint.cache.shared.cache import SharedCache
 from mountpoint.cache.shared.filling import PREFIX, put
 from mountpoint.config import MIB, BucketConfig, Config
 from mountpoint.errors import MountError, S3Error
+from mountpoint.fs.session.log import SessionLog
 from mountpoint.metrics.recorder import Meters
+from mountpoint.mount.kept import reached
 from mountpoint.s3.aws.ec2 import Instance
 from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.client import Body, ObjectClient
-from mountpoint.s3.connect import connect
+from mountpoint.s3.connect import connect, reconnect
 from mountpoint.s3.retry import RetryPolicy
 
 #: Blocks that wait to be sent: this part of the memory target, and at most so many bytes.
@@ -66,10 +68,12 @@ def shared_cache(
     stopping: threading.Event,
     meters: Meters,
     instance: Instance,
+    log: SessionLog | None = None,
 ) -> Iterator[SharedCache | None]:
     """Connect to the shared cache, if there is to be one, and check that it can be used.
 
-    `mounted` is the endpoint of the mounted bucket. Raises MountError.
+    `mounted` is the endpoint of the mounted bucket. `log` is that of the mount's session: if it
+    says where a process before has reached the cache, nothing is checked. Raises MountError.
     """
     bucket = cache_bucket(config)
     if bucket is None:
@@ -77,17 +81,24 @@ def shared_cache(
         return
     # Its bodies go through the interpreter, which is no faster with more loops.
     client_config = replace(config.client, event_loops=1, native=False)
+    found = None if log is None else reached.find(log, bucket)
     try:
-        client = connect(
-            bucket, config.credentials, client_config, environ, stopping, Meters(), instance
-        )
+        if found is None:
+            client = connect(
+                bucket, config.credentials, client_config, environ, stopping, Meters(), instance
+            )
+        else:
+            client = reconnect(found, bucket, config.credentials, client_config, environ, Meters())
     except MountError as error:
         raise unusable(error) from error
     retry_policy = RetryPolicy(
         try_s=TRY_S, total_s=2 * TRY_S, stopping=stopping, max_tries=MAX_TRIES
     )
     try:
-        check_usable(client, bucket.name, retry_policy)
+        if found is None:
+            check_usable(client, bucket.name, retry_policy)
+            if log is not None:
+                reached.note(log, bucket, client)
         shared = SharedCache(
             client,
             bucket.name,

@@ -18,6 +18,9 @@ log = structlog.get_logger(__name__)
 #: The kinds of requests that may have a condition.
 Operation = Literal["write", "copy", "delete"]
 
+#: The features that are tested at mount (`feature_probe`).
+READ_FEATURES = ("pages_by_token", "starts_after", "matches", "takes_checksum_mode")
+
 #: The log lines for refused conditions. Before a delete HEAD has shown the version.
 UNCONDITIONAL = {
     "write": "this server ignores conditions: writes by others in the meantime may be overwritten",

@@ -10,6 +10,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import structlog
@@ -55,6 +56,39 @@ PROBE_AFTER_S = 1.0
 
 #: The endpoint is no S3 server, or nothing answers.
 NO_STORE = (TransportFault, BadAnswer, NotFound)
+
+
+class Reached(NamedTuple):
+    """What `connect` has learned: the endpoint, and which features the store has, by name."""
+
+    endpoint: Endpoint
+    features: dict[str, bool]
+
+
+def reconnect(
+    reached: Reached,
+    bucket: BucketConfig,
+    credentials_config: CredentialsConfig,
+    client_config: ClientConfig,
+    environ: Mapping[str, str],
+    meters: Meters,
+) -> CrtClient:
+    """Return a client for a bucket that `connect` has reached before. Sends no request to S3.
+
+    If the credentials cannot be had at once, requests fail until they can. Raises MountError for
+    settings that cannot be used.
+    """
+    endpoint = reached.endpoint
+    credentials = None
+    if not credentials_config.no_sign_request:
+        credentials = Credentials(
+            credentials_config, ca_bundle=client_config.ca_bundle, needed=False
+        )
+    proxy.settle(endpoint.scheme, endpoint.host, environ)
+    client = _client(bucket, endpoint, credentials, client_config, meters)
+    for name, has in reached.features.items():
+        setattr(client.capabilities, name, has)
+    return client
 
 
 def connect(
@@ -172,7 +206,7 @@ class _Attempts:
             counters=self._meters.counters,
         )
         prefix = self._bucket.prefix
-        client = self._client(endpoint, self._meters)
+        client = _client(self._bucket, endpoint, self._credentials, self._config, self._meters)
         try:
             with _watching(client, endpoint, self._config.ca_bundle, by):
                 page = retry_policy.ask(lambda: client.list(prefix, max_keys=1)).answer()
@@ -190,28 +224,11 @@ class _Attempts:
         """
         # HEAD asks for checksums even if GET does not.
         config = replace(self._config, verify_checksums=True)
-        client = self._client(endpoint, Meters(), config)
+        client = _client(self._bucket, endpoint, self._credentials, config, Meters())
         try:
             feature_probe.probe(client, self._bucket.prefix, page, self._stopping, capabilities)
         finally:
             client.close()
-
-    def _client(
-        self,
-        endpoint: Endpoint,
-        meters: Meters,
-        config: ClientConfig | None = None,
-    ) -> CrtClient:
-        return CrtClient(
-            endpoint,
-            self._credentials,
-            config or self._config,
-            counters=meters.counters,
-            meters=meters,
-            bucket=self._bucket.name,
-            requester_pays=self._bucket.requester_pays,
-            expected_owner=self._bucket.expected_owner,
-        )
 
     def _may_want_path_style(self, endpoint: Endpoint, error: S3Error) -> bool:
         """Whether the endpoint may need the bucket's name in the path.
@@ -243,6 +260,25 @@ class _Attempts:
             return None
         log.info("the store has no virtual hosts for buckets: requests have the bucket in the path")
         return client
+
+
+def _client(
+    bucket: BucketConfig,
+    endpoint: Endpoint,
+    credentials: Credentials | None,
+    config: ClientConfig,
+    meters: Meters,
+) -> CrtClient:
+    return CrtClient(
+        endpoint,
+        credentials,
+        config,
+        counters=meters.counters,
+        meters=meters,
+        bucket=bucket.name,
+        requester_pays=bucket.requester_pays,
+        expected_owner=bucket.expected_owner,
+    )
 
 
 def _names_another_region(error: S3Error, endpoint: Endpoint) -> bool:

@@ -345,6 +345,83 @@ def test_a_deletion_in_progress_is_not_repeated(
         assert "operation=unlink path=/file errno=EIO" in it.mount.log
 
 
+class Outage:
+    """A proxy in front of the store, which can be out of reach for a while."""
+
+    def __init__(self, store: Store, how: str) -> None:
+        self._store, self._how = store, how
+        self._over = threading.Event()
+        self._proxy = FaultyProxy(store.endpoint_url)
+        self._proxy.__enter__()
+        self.url = self._proxy.url
+
+    def begin(self) -> None:
+        """Refuse connections, or answer no request."""
+        if self._how == "refuses":
+            self._proxy.__exit__(None, None, None)
+        else:
+            self._proxy.before.append(lambda exchange: self._wait(exchange))
+        self._proxy.cut_all()
+
+    def _wait(self, exchange: Exchange) -> None:
+        self._over.wait(100)
+        exchange.taken = 0  # who sent it has given it up
+
+    def end(self) -> None:
+        """Be there again, under the same address."""
+        self._over.set()
+        if self._how == "refuses":
+            self._proxy = FaultyProxy(self._store.endpoint_url, port=self._proxy.port)
+            self._proxy.__enter__()
+        else:
+            self._proxy.before.clear()
+
+    def close(self) -> None:
+        """End the proxy."""
+        self._over.set()
+        self._proxy.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("how", ["refuses", "silent"])
+def test_s3_is_out_of_reach(store: Store, folder: Path, files: dict[str, bytes], how: str) -> None:
+    """The mount goes on: what needs S3 fails in time, all else works, and all when it is back."""
+    outage, data = Outage(store, how), files[f"file-{20 * MIB}"]
+    (folder / "staging").mkdir()
+    options = ["--prefix", "keep-alive/", "--read-timeout", "4", "--allow-overwrite"]
+    options += ["--staged-writes", str(folder / "staging")]
+    try:
+        with (
+            kept(store, folder, *options, endpoint_url=outage.url) as it,
+            (it.path / f"file-{20 * MIB}").open("rb", buffering=0) as file,
+            (it.path / f"new-{how}").open("w+b", buffering=0) as staged,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            assert file.read(4096) == data[:4096]
+            staged.write(b"before, ")
+            outage.begin()
+            for restarts in (1, 2):
+                it.kill()
+                eventually(lambda n=restarts: status(it)["restarts"] == n)  # type: ignore[misc]
+                looked = pool.submit(errno_of, lambda: os.stat(it.path / "file-10"))
+                assert looked.result(30) == errno.EIO
+                read = pool.submit(errno_of, lambda: os.pread(file.fileno(), 4096, 15 * MIB))
+                assert read.result(30) == errno.EIO
+                assert os.fstat(file.fileno()).st_size == len(data)
+                staged.write(b"meanwhile, ")
+            assert "mount-s3 died" not in it.mount.log
+            outage.end()
+            eventually(lambda: errno_of(lambda: os.stat(it.path / "file-10")) is None)
+            assert os.pread(file.fileno(), 4096, 15 * MIB) == data[15 * MIB : 15 * MIB + 4096]
+            assert (it.path / "file-300000").read_bytes() == files["file-300000"]
+            staged.write(b"after")
+            os.fsync(staged.fileno())
+            expected = b"before, meanwhile, meanwhile, after"
+            assert content(store, f"keep-alive/new-{how}") == expected
+    finally:
+        outage.close()
+        store.delete(f"keep-alive/new-{how}")
+
+
 @pytest.mark.parametrize("end", ["keeper", "worker", "fusermount -u", "umount -f"])
 def test_the_end(store: Store, folder: Path, end: str) -> None:
     """Each way to unmount ends both processes."""

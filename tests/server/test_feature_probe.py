@@ -19,6 +19,7 @@ from mountpoint.errors import MountError, PreconditionFailed
 from mountpoint.metrics.recorder import Meters
 from mountpoint.s3 import connect, feature_probe
 from mountpoint.s3.aws.endpoint import Endpoint
+from mountpoint.s3.capabilities import READ_FEATURES
 from mountpoint.s3.client import ListPage, ObjectInfo
 from mountpoint.s3.crt.client import CrtClient
 from tests.conftest import Store
@@ -122,6 +123,25 @@ def test_a_store_like_s3(
         lists = ["list-type=2" in target for _, target in it.seen]
         assert lists[:2] == [True, True]
         assert sum(lists) == 3
+
+
+def test_reconnected(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client made of what another has learned sends no request, and works as that one."""
+    with connected(filled, monkeypatch, only_v1) as it:
+        capabilities = it.client.capabilities
+        features = {name: getattr(capabilities, name) for name in READ_FEATURES}
+        assert not capabilities.pages_by_token
+        reached = connect.Reached(it.client.endpoint, features)
+        bucket = BucketConfig(filled.bucket, b"probed/", endpoint_url=it.proxy.url)
+        credentials = CredentialsConfig()
+        before = len(it.proxy.seen)
+        client = connect.reconnect(reached, bucket, credentials, DEFAULTS, os.environ, Meters())
+        try:
+            assert len(it.proxy.seen) == before
+            assert client.capabilities == capabilities
+            assert all_pages(client, b"probed/", 2) == all_pages(it.client, b"probed/", 2)
+        finally:
+            client.close()
 
 
 def test_aws_is_not_asked(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ threads, knows nothing of S3, and takes a few MiB. It speaks with each worker ov
 
 From a worker:
 
-* P  it is prepared: it has reached S3
+* P  it is prepared: it has reached S3, or goes on with a mount that nobody serves
 * R  the mount serves requests; with /dev/fuse, the kept requests, and the session's log
 * L  another log in place of the last one
 * F  mounting has failed, and why
@@ -94,14 +94,23 @@ UNMOUNT = (("fusermount", "-uz"), ("fusermount3", "-uz"), ("umount", "-l"))
 GAVE_UP = "mount-s3 died {failures} times in a row at its start: the mount on {directory} has ended"
 
 
-def worker_argument(link: int, config: int, *, takes_over: bool, background: bool) -> str:
+def worker_argument(
+    link: int, config: int, *, takes_over: bool, succeeds: bool, background: bool
+) -> str:
     """Return what a worker's `Link` is made of.
 
     `link` and `config` are descriptors: of its end of the socket, and of the file with the mount's
-    `Config`. `takes_over`: there is a mount to go on with.
+    `Config`. `takes_over`: there is a mount to go on with; `succeeds`: at once, whether S3 answers
+    or not, because nobody serves it.
     """
     return json.dumps(
-        {"link": link, "config": config, "takes_over": takes_over, "background": background}
+        {
+            "link": link,
+            "config": config,
+            "takes_over": takes_over,
+            "succeeds": succeeds,
+            "background": background,
+        }
     )
 
 
@@ -193,12 +202,20 @@ class Worker:
 
     @classmethod
     def start(
-        cls, command: list[str], config: int, *, takes_over: bool, background: bool
+        cls,
+        command: list[str],
+        config: int,
+        *,
+        takes_over: bool,
+        succeeds: bool,
+        background: bool,
     ) -> "Worker":
         """Start one. For the rest see `worker_argument`. Raises OSError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         link = theirs.fileno()
-        argument = worker_argument(link, config, takes_over=takes_over, background=background)
+        argument = worker_argument(
+            link, config, takes_over=takes_over, succeeds=succeeds, background=background
+        )
         inherited = (link, config)
         with theirs:
             for descriptor in inherited:
@@ -301,7 +318,7 @@ class Keeper:
     def _keep_alive(self) -> int:
         failures = 0
         while True:
-            self._worker = self._next or self._started()
+            self._worker = self._next or self._started(succeeds=True)
             self._next = None
             if self._ending or self._leaving:  # the signal came before there was this worker
                 os.kill(self._worker.pid, signal.SIGKILL)
@@ -327,11 +344,12 @@ class Keeper:
                 self._unmount()
                 return 1 if failures > MAX_FAILURES else 0
 
-    def _started(self) -> Worker:
+    def _started(self, *, succeeds: bool) -> Worker:
         return Worker.start(
             self._command,
             self._config,
-            takes_over=bool(self._kept),
+            takes_over=True,
+            succeeds=succeeds,
             background=self._background,
         )
 
@@ -378,7 +396,7 @@ class Keeper:
         elif kind == UPGRADE:
             self._end_next()
             try:
-                self._next = self._started()
+                self._next = self._started(succeeds=False)
             except OSError as error:
                 worker.tell(FAILED + str(error).encode())
         elif kind == CANCEL:

@@ -98,7 +98,11 @@ def _start_worker(config: int, *, takes_over: bool, background: bool) -> tuple[i
             raise
         worker.main(
             keeper.worker_argument(
-                theirs.detach(), config, takes_over=takes_over, background=background
+                theirs.detach(),
+                config,
+                takes_over=takes_over,
+                succeeds=takes_over,
+                background=background,
             )
         )
     finally:

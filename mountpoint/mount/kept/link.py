@@ -31,7 +31,7 @@ HAND_OVER_S = 2.0
 class Link:
     """The socket to the keeper, and what both hold. `argument`: see `keeper.worker_argument`.
 
-    `takes_over`: there is a mount to go on with.
+    `takes_over`: there is a mount to go on with; `succeeds`: at once, because nobody serves it.
     """
 
     def __init__(self, argument: str) -> None:
@@ -41,6 +41,7 @@ class Link:
         # constants
         self.config: Config = pickle.loads(os.pread(settings["config"], MAX_CONFIG_BYTES, 0))
         self.takes_over: bool = settings["takes_over"]
+        self.succeeds: bool = settings["succeeds"]
         self._background: bool = settings["background"]
         self._socket = socket.socket(fileno=settings["link"])
         # mutable
@@ -48,7 +49,7 @@ class Link:
         self._told = False
 
     def take_turn(self) -> "Turn":
-        """Report that S3 has been reached, and wait until this worker is to serve."""
+        """Report that this worker is prepared, and wait until it is to serve."""
         self._socket.send(keeper.PREPARED)
         flags = socket.MSG_CMSG_CLOEXEC
         data, kept, _, _ = socket.recv_fds(self._socket, keeper.MAX_MESSAGE_BYTES, 3, flags)

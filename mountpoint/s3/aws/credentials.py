@@ -10,6 +10,9 @@ asleep, the keys were deleted, or a tool wrote new ones to a file without their 
 then runs the whole chain again, and the callers retry meanwhile. If that brings no new keys, no
 caller waits for them during the next seconds.
 
+A mount that goes on after the death of its process goes on without keys, too, if their source does
+not answer: its requests fail as if the keys had expired, until there are keys.
+
 https://docs.aws.amazon.com/sdkref/latest/guide/standardized-credentials.html
 """
 
@@ -47,6 +50,9 @@ RESOLVE_AGAIN_AFTER_S = 10.0
 WARN_AGAIN_AFTER_S = 60.0
 _CLOSE_WAIT_S = 1.0
 _MESSAGE_MAX_CHARS = 300
+#: How long a mount that can begin without keys waits for them. Those of files and variables take
+#: some milliseconds, those of services a second.
+PATIENCE_S = 2.0
 
 #: These loggers write secrets, or tracebacks that contain them; we log the failures ourselves.
 _TALKATIVE = ("botocore.credentials", "botocore.parsers", "botocore.tokens")
@@ -61,6 +67,16 @@ class Keys(NamedTuple):
 
     def __repr__(self) -> str:
         return "Keys(***)"
+
+
+class _NoSource:
+    """Stands for botocore's credentials as long as there are none."""
+
+    method = ""
+
+    def refresh_needed(self, seconds: float) -> bool:
+        """Return True, as for credentials that have expired."""
+        return True
 
 
 class Origin(NamedTuple):
@@ -79,8 +95,9 @@ class Origin(NamedTuple):
 class Credentials:
     """The keys of one mount. Create it after the fork: it starts a thread.
 
-    `ca_bundle` names the CA certificates for the services that issue keys.
-    Raises MountError if there are no credentials, or no valid ones.
+    `ca_bundle` names the CA certificates for the services that issue keys. Raises MountError if
+    there are no credentials, or no valid ones; if they are not `needed` yet, the thread looks for
+    them.
     """
 
     def __init__(
@@ -88,6 +105,7 @@ class Credentials:
         config: CredentialsConfig,
         *,
         ca_bundle: str | None = None,
+        needed: bool = True,
         interval_s: float = INTERVAL_S,
         resolve_again_after_s: float = RESOLVE_AGAIN_AFTER_S,
     ) -> None:
@@ -103,11 +121,13 @@ class Credentials:
 
         # Mutable, used by the thread alone once it runs.
         self._effective_profile: str | None = None
-        self._resolved_at = time.monotonic()
+        self._resolved_at = float("-inf")
         self._warned_at = float("-inf")
 
         # Mutable, written by the thread in one assignment, read by all threads.
-        self._state: tuple[Keys, Any] = self._resolve()
+        self._state: tuple[Keys, Any] = (Keys("", "", None), _NoSource())
+        if needed:
+            self._state = self._resolve()
         self._in_vain_until = float("-inf")  # no use to wait for newer keys until then
         self._failure = ""  # why the last renewal failed, if it did
         self._hint = ""  # what to do about it
@@ -115,8 +135,13 @@ class Credentials:
         # Mutable, thread-safe.
         self._wake = threading.Event()
         self._closed = threading.Event()
+        self._looked = threading.Event()  # the thread has run the chain, or asked for newer keys
         self._thread = threading.Thread(target=self._run, name="credentials", daemon=True)
+        if not needed:
+            self._wake.set()
         self._thread.start()
+        if not needed:
+            self._looked.wait(PATIENCE_S)
 
     def __repr__(self) -> str:
         return f"Credentials(method={getattr(self._state[1], 'method', '')!r})"
@@ -129,6 +154,8 @@ class Credentials:
         """Raise CredentialsUnavailable if the keys have expired. Retryable: see `explain`."""
         if _ends_within(self._state[1], 0):
             reason = "the credentials have expired"
+            if isinstance(self._state[1], _NoSource):
+                reason = "there are no credentials yet"
             if self._failure:
                 reason += f" and could not be renewed: {self._failure}"
             error = CredentialsUnavailable(reason, hint=self._hint or "renew the credentials")
@@ -182,7 +209,8 @@ class Credentials:
                 self._closed.wait(max(0.0, self._resolve_again_after_s - since_s))
                 self._wake.clear()
             if not self._closed.is_set():
-                self._renew(asked)
+                self._renew(asked or isinstance(self._state[1], _NoSource))
+            self._looked.set()
 
     def _pause_s(self) -> float:
         source = self._state[1]

@@ -77,9 +77,11 @@ def start() -> Iterator[Start]:
         interval_s: float = 0.05,
         resolve_again_after_s: float = 0,
         ca_bundle: str | None = None,
+        needed: bool = True,
     ) -> Credentials:
         times = {"interval_s": interval_s, "resolve_again_after_s": resolve_again_after_s}
-        made.append(Credentials(CredentialsConfig(profile), ca_bundle=ca_bundle, **times))
+        config = CredentialsConfig(profile)
+        made.append(Credentials(config, ca_bundle=ca_bundle, needed=needed, **times))
         return made[-1]
 
     yield make
@@ -343,6 +345,29 @@ def test_expiry_and_recovery(start: Start, process: Path, lines: list[dict[str, 
     assert credentials.latest().access_key_id == "AKIDTWO"
     assert [line["log_level"] for line in lines] == ["warning", "debug"]
     assert SECRET not in repr(lines) + str(error)
+
+
+def test_keys_that_are_not_needed_yet(
+    start: Start, process: Path, lines: list[dict[str, object]]
+) -> None:
+    """Without them requests fail, and say why, until there are some."""
+    credentials = start(needed=False)
+    error = trouble(credentials)
+    assert "there are no credentials yet" in str(error)
+    until(lambda: "credential_process" in str(trouble(credentials)))
+    process.write_text(printed("AKIDPROC"))
+    until(lambda: trouble(credentials) is None)
+    assert credentials.latest().access_key_id == "AKIDPROC"
+    assert [line["log_level"] for line in lines] == ["warning", "debug"]
+    assert SECRET not in repr(lines) + str(error)
+
+
+def test_keys_that_are_there_although_not_needed(start: Start, process: Path) -> None:
+    """The first request can be signed with them."""
+    process.write_text(printed("AKIDPROC"))
+    credentials = start(needed=False, interval_s=60)
+    assert trouble(credentials) is None
+    assert credentials.latest() == ("AKIDPROC", SECRET, None)
 
 
 def test_end_without_newer_keys(
