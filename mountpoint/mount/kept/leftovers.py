@@ -10,13 +10,16 @@ from pathlib import Path
 
 import structlog
 
-from mountpoint.errors import NoSuchUpload, OperationError
+from mountpoint.errors import NoSuchUpload, OperationError, S3Error
 from mountpoint.fs.session.log import SessionLog
 from mountpoint.s3.client import ObjectClient
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.upload.pending_journal import BucketAddress, journals
 
 log = structlog.get_logger(__name__)
+
+#: How long to wait before S3 is asked again that did not answer, in seconds.
+AGAIN_S = 10.0
 
 
 #: The kind of the session's records of dead processes, by their pids.
@@ -32,20 +35,25 @@ def abort_uploads_of_the_dead(
 ) -> None:
     """Abort what the journals of the dead processes of a mount name.
 
-    `directory` has the journals. Logs failures, and raises nothing.
+    `directory` has the journals. As long as S3 does not answer, this tries again, until the mount
+    ends. Logs failures, and raises nothing.
     """
     for pid in session.records(RECORD):
-        _abort_uploads_of(pid, directory, address, client, retry_policy)
+        while not _aborted(pid, directory, address, client, retry_policy):
+            if retry_policy.stopping.wait(AGAIN_S):
+                return
         session.drop(RECORD, pid)
 
 
-def _abort_uploads_of(
+def _aborted(
     pid: int,
     directory: Path,
     address: BucketAddress,
     client: ObjectClient,
     retry_policy: RetryPolicy,
-) -> None:
+) -> bool:
+    """Try to abort them; return False if it is worth another try."""
+    answered = True
     try:
         with journals(directory) as found:
             for journal in found:
@@ -59,10 +67,16 @@ def _abort_uploads_of(
                     except NoSuchUpload:
                         pass
                     except OperationError as error:
+                        if isinstance(error, S3Error) and error.retryable:
+                            log.info("uploads cannot be aborted yet", reason=str(error))
+                            answered = False
+                            break
                         log.warning("an unfinished upload was left", reason=str(error))
                         continue
                     aborted.append(upload.upload_id)
                 journal.strike(aborted)
-                log.info("unfinished uploads aborted", number=len(aborted))
+                if aborted:
+                    log.info("unfinished uploads aborted", number=len(aborted))
     except OSError as error:
         log.warning("unfinished uploads were left", reason=error.strerror)
+    return answered

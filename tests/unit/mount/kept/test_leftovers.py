@@ -6,7 +6,9 @@ import sys
 import threading
 from pathlib import Path
 
-from mountpoint.errors import AccessDenied
+import pytest
+
+from mountpoint.errors import AccessDenied, TransportFault
 from mountpoint.fs.session.log import SessionLog, new_log
 from mountpoint.mount.kept.leftovers import RECORD, abort_uploads_of_the_dead
 from mountpoint.s3.client import ObjectClient, PutOptions
@@ -35,15 +37,17 @@ def killed(directory: Path, bucket: str, *uploads: str) -> int:
     return process.pid
 
 
-def abort(client: ObjectClient, directory: Path, *pids: int) -> None:
-    """Abort what these processes have left, as the next one does."""
-    retry_policy = RetryPolicy(try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event())
+def abort(
+    client: ObjectClient, directory: Path, *pids: int, retry_policy: RetryPolicy | None = None
+) -> set[int]:
+    """Abort what these processes have left, as the next one does; return those it has not done."""
+    policy = retry_policy or RetryPolicy(try_s=SAFE_S, total_s=SAFE_S, stopping=threading.Event())
     session = SessionLog(new_log(), os.close)
     for pid in pids:
         session.note(RECORD, pid, {})
-    abort_uploads_of_the_dead(session, directory, ADDRESS, client, retry_policy)
-    assert session.records(RECORD) == {}
+    abort_uploads_of_the_dead(session, directory, ADDRESS, client, policy)
     os.close(session.file)
+    return set(session.records(RECORD))
 
 
 def left(directory: Path) -> set[str]:
@@ -65,7 +69,7 @@ def test_uploads_of_dead_processes(tmp_path: Path) -> None:
         earlier = killed(tmp_path, "bucket", earliest)
         killed(tmp_path, "bucket", others)
         killed(tmp_path, "another-bucket", elsewhere)
-        abort(client, tmp_path, earlier, pid)
+        assert abort(client, tmp_path, earlier, pid) == set()
         assert not {mine, earliest} & set(client.uploads)
         assert len(client.uploads) == 3
         assert left(tmp_path) == set(client.uploads)
@@ -87,3 +91,29 @@ def test_a_refusal(tmp_path: Path) -> None:
         abort(client, tmp_path, pid)
         assert left(tmp_path) == set(client.uploads)
         assert len(client.uploads) == 1
+
+
+def test_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as S3 does not answer, it is asked again."""
+    monkeypatch.setattr("mountpoint.mount.kept.leftovers.AGAIN_S", 0.001)
+    with FakeClient({}) as client:
+        pid = killed(tmp_path, "bucket", begun(client, b"key"), begun(client, b"key"))
+        retry_policy = RetryPolicy(try_s=1, total_s=1, stopping=threading.Event(), max_tries=1)
+        silent = Fault(error=TransportFault("refused"))
+        client.inject("abort_upload", *[silent] * 5)
+        assert abort(client, tmp_path, pid, retry_policy=retry_policy) == set()
+        assert client.uploads == {}
+        assert left(tmp_path) == set()
+        assert client.count("abort_upload") == 7
+
+
+def test_the_end_of_the_mount(tmp_path: Path) -> None:
+    """It is asked no longer; the uploads stay in the journal, for mount-s3ctl cleanup."""
+    with FakeClient({}) as client:
+        pid = killed(tmp_path, "bucket", begun(client, b"key"))
+        stopping = threading.Event()
+        retry_policy = RetryPolicy(try_s=1, total_s=1, stopping=stopping, max_tries=1)
+        client.inject("abort_upload", Fault(error=TransportFault("refused")))
+        stopping.set()
+        assert abort(client, tmp_path, pid, retry_policy=retry_policy) == {pid}
+        assert left(tmp_path) == set(client.uploads) != set()
