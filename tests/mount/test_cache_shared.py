@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.faulty_proxy import Exchange, FaultyProxy
 from tests.mount.caches import blocks as disk_blocks
 from tests.mount.mounting import Mount, eventually, mounted, run, store_options
 from tests.mount.test_ctl import ctl
+from tests.mount.test_keep_alive import Kept
 
 pytestmark = pytest.mark.mount
 
@@ -325,3 +327,24 @@ def test_a_cache_that_cannot_be_used(store: Store, folder: Path, bucket: Any) ->
         proxy.before.append(refuse)
         message = start("--cache-xz", BUCKET, url=proxy.url)
         assert f"the shared cache in bucket '{BUCKET}' cannot be written or read" in message
+
+
+def test_a_death_while_nothing_answers(store: Store, folder: Path, bucket: Any) -> None:
+    """With --keep-alive the next process goes on with both buckets, without asking for either."""
+    with (
+        FaultyProxy(store.endpoint_url) as proxy,
+        mounted(store, folder, *options("--keep-alive"), endpoint_url=proxy.url) as it,
+    ):
+        mount, outage = Kept(it), threading.Event()
+
+        def lose(exchange: Exchange) -> None:
+            exchange.taken = 0
+            outage.set()
+
+        proxy.before.append(lose)
+        mount.kill()
+        eventually(lambda: "this one goes on" in it.log)
+        assert not outage.is_set()
+        proxy.before.clear()
+        read_all(it)
+        eventually(lambda: len(blocks(bucket)) == FILES)

@@ -21,7 +21,6 @@ log = structlog.get_logger(__name__)
 #: How long to wait before S3 is asked again that did not answer, in seconds.
 AGAIN_S = 10.0
 
-
 #: The kind of the session's records of dead processes, by their pids.
 RECORD = "died"
 
