@@ -95,6 +95,14 @@ class BlockCache:
             if not self._filler.offer(Block(version, number, data)):
                 return
 
+    def take_room(self, size_bytes: int) -> bool:
+        """Take memory for bytes that are being written, from that of queued blocks. Never waits."""
+        return self._filler.take_room(size_bytes)
+
+    def give_room(self, size_bytes: int) -> None:
+        """Give memory back that was taken."""
+        self._filler.give_room(size_bytes)
+
     def sweep(self) -> None:
         """Queue the small blocks that reads in lanes have fetched."""
         for version, number, data in self.directory.store.take():

@@ -80,6 +80,14 @@ class Filler:
             self._counters.add("cache_dropped")
         return queued
 
+    def take_room(self, size_bytes: int) -> bool:
+        """See WriteQueue. None is taken while the directory cannot be used."""
+        return self._health.usable and self._queue.take_room(size_bytes)
+
+    def give_room(self, size_bytes: int) -> None:
+        """See WriteQueue."""
+        self._queue.give_room(size_bytes)
+
     def close(self) -> None:
         """See WriteQueue."""
         self._queue.close()

@@ -28,6 +28,10 @@ class Queued(Protocol):
 
 T = TypeVar("T", bound=Queued)
 
+#: Of the room for blocks, what may be taken for other bytes (`take_room`): for these to become
+#: blocks there must be as much left.
+TAKEN_SHARE = 2
+
 
 class WriteQueue(Generic[T]):
     """Blocks of at most `max_bytes`, and at most `threads` threads, which call `write` for each.
@@ -48,6 +52,7 @@ class WriteQueue(Generic[T]):
         self._changed = threading.Condition()
         self._queue: deque[T] = deque()
         self._held_bytes = 0  # of blocks in the queue, and of those being written
+        self._taken_bytes = 0  # by `take_room`
         self._idle = 0  # threads without a block
         self._threads = 0
         self._closed = False
@@ -56,7 +61,7 @@ class WriteQueue(Generic[T]):
         """Queue a block; False if there is no room."""
         size = len(block.data)
         with self._changed:
-            if self._closed or self._held_bytes + size > self._max_bytes:
+            if self._closed or self._held_bytes + self._taken_bytes + size > self._max_bytes:
                 return False
             self._held_bytes += size
             self._queue.append(block)
@@ -65,6 +70,22 @@ class WriteQueue(Generic[T]):
                 threading.Thread(target=self._run, name=self._name, daemon=True).start()
             self._changed.notify_all()
         return True
+
+    def take_room(self, size_bytes: int) -> bool:
+        """Take room for bytes that may become blocks; False if there is none, or too much taken."""
+        with self._changed:
+            taken_bytes = self._taken_bytes + size_bytes
+            if taken_bytes > self._max_bytes // TAKEN_SHARE:
+                return False
+            if self._held_bytes + taken_bytes > self._max_bytes:
+                return False
+            self._taken_bytes = taken_bytes
+        return True
+
+    def give_room(self, size_bytes: int) -> None:
+        """Give room back that was taken."""
+        with self._changed:
+            self._taken_bytes -= size_bytes
 
     def close(self) -> None:
         """Drop what is queued, and end the threads, which may be writing one more block each."""

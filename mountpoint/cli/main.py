@@ -384,7 +384,7 @@ LOGGING = "Logging options"
     CACHING,
     "--cache-writes",
     is_flag=True,
-    help="Also keep files that are written here, of up to one part (8 MiB by default).",
+    help="Also keep files that are written here, of up to 32 MiB (less if memory is short).",
 )
 @option(
     CACHING,

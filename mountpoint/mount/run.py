@@ -198,6 +198,7 @@ def _serve(
         journal=journal,
         spill=spill,
         on_written=_keep_written(cache, shared) if config.cache.writes else None,
+        room=cache if config.cache.writes else None,
     )
     staging = None
     if config.change.staging_directory is not None:

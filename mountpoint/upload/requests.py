@@ -67,7 +67,7 @@ class UploadScheduler(Protocol[U]):
         """Note that an upload has ended."""
 
     def written(self, info: ObjectInfo, body: Body) -> None:
-        """Note that one body has become an object. Called without a lock, and never waits."""
+        """Note that these bytes have become an object. Called without a lock, never waits."""
 
     def multipart_begun(self, key: bytes, upload_id: str) -> None:
         """Note that S3 has a new multipart upload."""

@@ -23,6 +23,7 @@ from mountpoint.s3.client import Body, Condition, ObjectClient, ObjectInfo, PutO
 from mountpoint.s3.content_types import after_rename
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.spill import Spill
+from mountpoint.transfer.kept_bodies import KeptBodies, Room
 from mountpoint.transfer.memory_budget import Lease
 from mountpoint.upload.completion import Completion
 from mountpoint.upload.multipart import ABORT_S, Multipart, Target
@@ -61,6 +62,7 @@ class Upload(SequentialUpload):
         spill: Spill,
         scheduler: UploadScheduler[SequentialUpload],
         retry_policy: RetryPolicy,
+        room: Room | None = None,
     ) -> None:
         super().__init__(
             size_bytes=0,
@@ -100,6 +102,7 @@ class Upload(SequentialUpload):
         self.filled_from_bytes: int | None = None  # `finish` has added zeros behind this offset
         self._info: ObjectInfo | None = None  # the object, once it is complete
         self._only: Body | None = None  # the body of an object that has one, until it is complete
+        self._kept = KeptBodies(room)  # those of other objects
 
     @property
     def key(self) -> bytes:
@@ -152,8 +155,12 @@ class Upload(SequentialUpload):
             while self._info is None:
                 self._wait()
             only, self._only = self._only, None
-        if only is not None:
-            self._scheduler.written(self._info, only)
+            kept = self._kept.take()
+        for body in (only, kept):
+            if body is not None:
+                self._scheduler.written(self._info, body)
+        if kept is not None:
+            self._kept.give_back(kept.size_bytes)
         return self._info
 
     def rename(self, key: bytes, condition: Condition) -> bool:
@@ -190,6 +197,7 @@ class Upload(SequentialUpload):
                 return
             self._failure = error
             self._only = None
+            self._kept.drop()
             if isinstance(error, AccessDenied):
                 self._scheduler.denied()
             # Keep a CreateMultipartUpload in flight: its answer has the id to abort.
@@ -273,6 +281,7 @@ class Upload(SequentialUpload):
             self._seal()
         while self._multipart.copying >= COPIES:
             self._wait()
+        self._kept.drop()
         number = self._multipart.next_number
         with self._numbered():
             self._multipart.copy(source, start, stop)
@@ -302,6 +311,7 @@ class Upload(SequentialUpload):
     def _send_gathered(self) -> None:
         body, digest = self._buffer.body(), self._buffer.digest
         self._buffer = PartBuffer(self._checksum)
+        self._kept.add(body)
         with self._numbered():
             self._multipart.send(body, digest)
 

@@ -21,6 +21,7 @@ from mountpoint.s3.content_types import by_name
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.spill import Spill
 from mountpoint.transfer.concurrency import ConcurrencyController
+from mountpoint.transfer.kept_bodies import Room
 from mountpoint.transfer.memory_budget import Budget
 from mountpoint.upload.append import AppendUpload
 from mountpoint.upload.multipart import ABORT_S
@@ -41,6 +42,7 @@ class Uploads(UploadScheduler[SequentialUpload]):
     """Makes the uploads of a mount. Thread-safe.
 
     `on_written` gets each new object that was sent as one body, with that body. It must not wait.
+    With `room` it also gets larger ones, as long as their bytes fit there until they are complete.
     """
 
     def __init__(
@@ -53,9 +55,11 @@ class Uploads(UploadScheduler[SequentialUpload]):
         journal: Journal | None = None,
         spill: Spill | None = None,
         on_written: Callable[[ObjectInfo, Body], None] | None = None,
+        room: Room | None = None,
     ) -> None:
         # dependencies
         self._on_written = on_written
+        self._room = room
         self._client = client
         self._config = config
         self._budget = budget
@@ -106,6 +110,7 @@ class Uploads(UploadScheduler[SequentialUpload]):
             spill=self._spill,
             scheduler=self,
             retry_policy=self._retry_policy,
+            room=self._room,
         )
         self._add(upload)
         return upload

@@ -356,21 +356,26 @@ WRITABLE = ("--cache-writes", "--allow-overwrite", "--allow-delete")
 
 
 def test_what_is_written_is_kept(store: Store, folder: Path, cache: Path) -> None:
-    """With --cache-writes a file of up to one part is read from the cache, never a larger one."""
-    small, part, large = (random.Random(n).randbytes(n * MIB + 5) for n in (0, 7, 9))
-    with mounted(store, folder, *options(cache, *WRITABLE)) as mount:
+    """With --cache-writes written files are read from the cache, if half of the queue had room."""
+    small, part, large, huge = (random.Random(n).randbytes(n * MIB + 5) for n in (0, 7, 9, 17))
+    writable = (*WRITABLE, "--memory-target", "512")
+    with mounted(store, folder, *options(cache, *writable)) as mount:
         (mount.path / "written-small").write_bytes(small)
         (mount.path / "written-part").write_bytes(part)
         (mount.path / "written-large").write_bytes(large)
+        (mount.path / "written-huge").write_bytes(huge)
         (mount.path / "written-empty").write_bytes(b"")
-        eventually(lambda: len(blocks(cache)) == 1 + 8)
-        assert mount.counters()["cache_bytes_written"] == len(small) + len(part)
+        eventually(lambda: len(blocks(cache)) == 1 + 8 + 10)
+        written_bytes = len(small) + len(part) + len(large)
+        assert mount.counters()["cache_bytes_written"] == written_bytes
     with mounted(store, folder, *options(cache, *WRITABLE)) as mount:
         assert (mount.path / "written-part").read_bytes() == part
         assert (mount.path / "written-small").read_bytes() == small
         assert (mount.path / "written-empty").read_bytes() == b""
-        assert mount.counters()["gets"] == 0
         assert (mount.path / "written-large").read_bytes() == large
+        assert mount.counters()["gets"] == 0
+        assert (mount.path / "written-huge").read_bytes() == huge
+        assert mount.counters()["gets"] > 0
         (mount.path / "written-small").write_bytes(small + b"more")
         assert (mount.path / "written-small").read_bytes() == small + b"more"
     store.put("cache/written-small", b"by another program")
@@ -386,6 +391,8 @@ def test_what_is_not_written_is_not_kept(store: Store, folder: Path, cache: Path
             proxy.faults.append(on_writes(refuse(403, "AccessDenied")))
             with pytest.raises(PermissionError):
                 (mount.path / "refused").write_bytes(bytes(MIB))
+            with pytest.raises(PermissionError):
+                (mount.path / "refused-large").write_bytes(bytes(9 * MIB))
             proxy.faults.clear()
             (mount.path / "after").write_bytes(b"12345")
             eventually(lambda: len(blocks(cache)) == 1)

@@ -10,6 +10,7 @@ from mountpoint.metrics.counters import Counters
 from mountpoint.s3.client import Body, Condition, ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.spill import Spill, TemporaryFile
+from mountpoint.transfer.kept_bodies import Room
 from mountpoint.transfer.memory_budget import Budget
 from mountpoint.upload.parts import S3_LIMITS, Limits
 from mountpoint.upload.upload import Upload
@@ -65,6 +66,7 @@ class World:
         part_bytes: int = PART,
         max_tries: int | None = None,
         on_written: Callable[[ObjectInfo, Body], None] | None = None,
+        room: Room | None = None,
         **more: object,
     ) -> None:
         """Create the uploads again, with other settings."""
@@ -87,6 +89,7 @@ class World:
             self.limits,
             spill=self.spill,
             on_written=on_written,
+            room=room,
         )
 
     def upload(self, condition: Condition = ABSENT) -> Upload:

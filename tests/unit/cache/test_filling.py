@@ -83,6 +83,30 @@ def test_a_full_queue(directory: CacheDirectory) -> None:
     assert len(files_of(directory)) == 4
 
 
+def test_room_for_other_bytes(directory: CacheDirectory) -> None:
+    """Half of the queue's room may be taken, if blocks leave it; blocks have the rest."""
+    world = World(directory, queue_bytes=6 * MIB)
+    directory.recount()
+    filler, cached = world.filler, Cached.of(directory, content(6 * MIB))
+    assert filler.take_room(2 * MIB)
+    assert not filler.take_room(MIB + 1)
+    assert filler.take_room(MIB)
+    with directory._locked_usage():  # writers wait for it
+        world.offer(cached)
+        assert world.count("cache_dropped") == 3
+        filler.give_room(2 * MIB)
+        assert filler.take_room(2 * MIB)
+        filler.give_room(3 * MIB)
+        assert filler.take_room(3 * MIB)
+        filler.give_room(MIB)
+        filler.offer(Block(cached.version, 3, cached.block(3)))
+        assert not filler.take_room(1)
+    world.wait()
+    assert len(files_of(directory)) == 4
+    world.health.failed(0, why="a reason")
+    assert not filler.take_room(1)
+
+
 def test_memory(world: World) -> None:
     """A block that was written, or dropped at the end, holds no memory."""
 
