@@ -97,7 +97,7 @@ def run(config: Config, on_ready: Callable[[], None], link: Link | None = None) 
         memory_mib=config.read.memory_bytes >> 20,
     )
     with Exports(config, meters, stopping) as exports:
-        turn = None if link is None or not link.succeeds else link.take_turn()
+        turn = None if link is None or not link.unserved else link.take_turn()
         found = None if turn is None else reached.find(turn.log, config.bucket)
         if found is None:
             client = connect(

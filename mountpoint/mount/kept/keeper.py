@@ -95,20 +95,20 @@ GAVE_UP = "mount-s3 died {failures} times in a row at its start: the mount on {d
 
 
 def worker_argument(
-    link: int, config: int, *, takes_over: bool, succeeds: bool, background: bool
+    link: int, config: int, *, takes_over: bool, unserved: bool, background: bool
 ) -> str:
     """Return what a worker's `Link` is made of.
 
     `link` and `config` are descriptors: of its end of the socket, and of the file with the mount's
-    `Config`. `takes_over`: there is a mount to go on with; `succeeds`: at once, whether S3 answers
-    or not, because nobody serves it.
+    `Config`. `takes_over`: there is a mount to go on with; `unserved`: nobody serves it at present,
+    so the worker must not wait for S3.
     """
     return json.dumps(
         {
             "link": link,
             "config": config,
             "takes_over": takes_over,
-            "succeeds": succeeds,
+            "unserved": unserved,
             "background": background,
         }
     )
@@ -207,14 +207,14 @@ class Worker:
         config: int,
         *,
         takes_over: bool,
-        succeeds: bool,
+        unserved: bool,
         background: bool,
     ) -> "Worker":
         """Start one. For the rest see `worker_argument`. Raises OSError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         link = theirs.fileno()
         argument = worker_argument(
-            link, config, takes_over=takes_over, succeeds=succeeds, background=background
+            link, config, takes_over=takes_over, unserved=unserved, background=background
         )
         inherited = (link, config)
         with theirs:
@@ -318,7 +318,7 @@ class Keeper:
     def _keep_alive(self) -> int:
         failures = 0
         while True:
-            self._worker = self._next or self._started(succeeds=True)
+            self._worker = self._next or self._started(unserved=True)
             self._next = None
             if self._ending or self._leaving:  # the signal came before there was this worker
                 os.kill(self._worker.pid, signal.SIGKILL)
@@ -344,12 +344,12 @@ class Keeper:
                 self._unmount()
                 return 1 if failures > MAX_FAILURES else 0
 
-    def _started(self, *, succeeds: bool) -> Worker:
+    def _started(self, *, unserved: bool) -> Worker:
         return Worker.start(
             self._command,
             self._config,
             takes_over=True,
-            succeeds=succeeds,
+            unserved=unserved,
             background=self._background,
         )
 
@@ -396,7 +396,7 @@ class Keeper:
         elif kind == UPGRADE:
             self._end_next()
             try:
-                self._next = self._started(succeeds=False)
+                self._next = self._started(unserved=False)
             except OSError as error:
                 worker.tell(FAILED + str(error).encode())
         elif kind == CANCEL:

@@ -101,7 +101,7 @@ def _start_worker(config: int, *, takes_over: bool, background: bool) -> tuple[i
                 theirs.detach(),
                 config,
                 takes_over=takes_over,
-                succeeds=takes_over,
+                unserved=takes_over,
                 background=background,
             )
         )

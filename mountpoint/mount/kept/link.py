@@ -31,7 +31,7 @@ HAND_OVER_S = 2.0
 class Link:
     """The socket to the keeper, and what both hold. `argument`: see `keeper.worker_argument`.
 
-    `takes_over`: there is a mount to go on with; `succeeds`: at once, because nobody serves it.
+    `takes_over`: there is a mount to go on with. `unserved`: nobody serves it at present.
     """
 
     def __init__(self, argument: str) -> None:
@@ -41,7 +41,7 @@ class Link:
         # constants
         self.config: Config = pickle.loads(os.pread(settings["config"], MAX_CONFIG_BYTES, 0))
         self.takes_over: bool = settings["takes_over"]
-        self.succeeds: bool = settings["succeeds"]
+        self.unserved: bool = settings["unserved"]
         self._background: bool = settings["background"]
         self._socket = socket.socket(fileno=settings["link"])
         # mutable

@@ -66,7 +66,7 @@ first = keeper.Worker.start(
     settings["worker"],
     settings["config"],
     takes_over=bool(settings["stored"]),
-    succeeds=bool(settings["stored"]),
+    unserved=bool(settings["stored"]),
     background=settings["status"] is not None,
 )
 settings["first"] = {"pid": first.pid, "socket": first.socket.detach()}
@@ -157,7 +157,7 @@ def test_the_next_worker_goes_on(tmp_path: Path) -> None:
     assert [each["restarts"] for each in (first, second, third)] == [0, 1, 2]
     assert [each["died"] for each in (first, second, third)] == [0, first["pid"], second["pid"]]
     assert {each["config"] for each in (first, second, third)} == {"the config"}
-    assert [each["succeeds"] for each in (first, second, third)] == [False, True, True]
+    assert [each["unserved"] for each in (first, second, third)] == [False, True, True]
     assert not world.has_unmounted()
 
 
@@ -281,7 +281,7 @@ def test_an_upgrade(tmp_path: Path) -> None:
     assert world.end() == 7
     first, second = world.workers()
     assert (second["died"], second["upgraded"], second["restarts"]) == (first["pid"], True, 0)
-    assert not second["succeeds"]  # it is to reach S3 first
+    assert not second["unserved"]  # it is to reach S3 first
 
 
 @pytest.mark.parametrize(
