@@ -422,6 +422,26 @@ def test_s3_is_out_of_reach(store: Store, folder: Path, files: dict[str, bytes],
         store.delete(f"keep-alive/new-{how}")
 
 
+def test_there_are_no_credentials(store: Store, folder: Path, files: dict[str, bytes]) -> None:
+    """If their source does not answer just then, operations fail until it does."""
+    keys, config = folder / "keys", folder / "config"
+    names = {"AWS_ACCESS_KEY_ID": "AccessKeyId", "AWS_SECRET_ACCESS_KEY": "SecretAccessKey"}
+    found = {names[name]: value for name, value in store.environment.items() if name in names}
+    keys.write_text(json.dumps({"Version": 1} | found))
+    config.write_text(f"[profile file]\ncredential_process = cat {keys}\n")
+    environ = {"AWS_CONFIG_FILE": str(config), "AWS_ENDPOINT_URL_S3": store.endpoint_url}
+    environ |= {"AWS_REGION": "us-east-1"}
+    options = ("--prefix", "keep-alive/", "--keep-alive", "--force-path-style")
+    with mounted(store, folder, *options, "--profile", "file", environ=environ) as mount:
+        it, path = Kept(mount), mount.path / "file-300000"
+        keys.rename(folder / "away")
+        it.kill()
+        assert errno_of(lambda: os.stat(path)) == errno.EACCES
+        (folder / "away").rename(keys)
+        eventually(lambda: errno_of(lambda: os.stat(path)) is None, within_s=60)
+        assert path.read_bytes() == files["file-300000"]
+
+
 @pytest.mark.parametrize("end", ["keeper", "worker", "fusermount -u", "umount -f"])
 def test_the_end(store: Store, folder: Path, end: str) -> None:
     """Each way to unmount ends both processes."""

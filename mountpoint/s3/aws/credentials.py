@@ -153,11 +153,12 @@ class Credentials:
     def check(self) -> None:
         """Raise CredentialsUnavailable if the keys have expired. Retryable: see `explain`."""
         if _ends_within(self._state[1], 0):
-            reason = "the credentials have expired"
             if isinstance(self._state[1], _NoSource):
                 reason = "there are no credentials yet"
-            if self._failure:
-                reason += f" and could not be renewed: {self._failure}"
+                reason += f": {self._failure}" if self._failure else ""
+            else:
+                reason = "the credentials have expired"
+                reason += f" and could not be renewed: {self._failure}" if self._failure else ""
             error = CredentialsUnavailable(reason, hint=self._hint or "renew the credentials")
             raise self._ended(error)
 
