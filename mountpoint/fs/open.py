@@ -143,8 +143,9 @@ class ReadHandle:
 
     def release(self) -> None:
         """See OpenFile."""
-        self.close()
-        self.inode.paged = max(self.inode.paged, self.paged)
+        if self._stream is not None:
+            self._stream.close()
+            self.inode.paged = max(self.inode.paged, self.paged)
         self._opener.left(self.inode)
 
 

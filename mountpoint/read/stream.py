@@ -137,7 +137,8 @@ class ReadStream:
         self._closed = False
         self._begun = False  # a read has been planned
         self._initial_due = False  # the first read fetches the initial range
-        self._initial_fetched = False
+        # If it was not fetched, the kernel may have served the reads.
+        self.initial_fetched = False
         self._initial_read = False  # a reader has used the initial range
         self.exact = False  # the kernel hardly enlarges the programs' reads
         self._waiting = 0  # calls that wait for parts
@@ -202,7 +203,7 @@ class ReadStream:
             return
         self._initial_due = True
         if self._initial_bytes == self.size_bytes:
-            self._initial_fetched = self.use_disk()
+            self.initial_fetched = self.use_disk()
 
     def use_disk(self) -> bool:
         """Let the lane read a small file from the data cache, without plans; return whether it may.
@@ -236,7 +237,7 @@ class ReadStream:
             for part in parts:
                 self._parts.insert(part)
             self._initial_bytes = self.size_bytes
-            self._initial_fetched = True
+            self.initial_fetched = True
             self._fetched_initial(self.size_bytes)
 
     def read(self, offset: int, size: int) -> Bytes:
@@ -281,11 +282,6 @@ class ReadStream:
     def held_bytes(self) -> int:
         """The bytes of memory that it holds."""
         return self._lease.held_bytes
-
-    @property
-    def initial_fetched(self) -> bool:
-        """Whether the initial range was fetched. If not, the kernel may have served the reads."""
-        return self._initial_fetched
 
     @property
     def initial_read(self) -> bool:
@@ -416,7 +412,7 @@ class ReadStream:
 
         `cached`: the data cache has that one. `fresh`: that one asks S3.
         """
-        self._initial_fetched = True
+        self.initial_fetched = True
         stop = self._initial_bytes
         for less in (INITIAL_BYTES, MIN_INITIAL_BYTES):
             if self._lease.try_take(stop):
