@@ -123,15 +123,18 @@ def test_what_is_written_is_kept(
 ) -> None:
     """With --cache-writes other hosts read small files from the cache that were written here."""
     first, second = (tmp_path_factory.mktemp("host") for _ in range(2))
-    with mounted(store, first, *options("--cache-writes")) as one:
-        (one.path / "more/written").write_bytes(BODY[:-1])
-        (one.path / "more/larger").write_bytes(BODY)
-        eventually(lambda: len(blocks(bucket)) == 1)
-    with mounted(store, second, *options()) as other:
-        os.listdir(other.path / "more")
-        assert (other.path / "more/written").read_bytes() == BODY[:-1]
-        assert (other.path / "more/larger").read_bytes() == BODY
-        assert other.counters()["cache_shared_hits"] == 1
+    try:
+        with mounted(store, first, *options("--cache-writes")) as one:
+            (one.path / "more/written").write_bytes(BODY[:-1])
+            (one.path / "more/larger").write_bytes(BODY)
+            eventually(lambda: len(blocks(bucket)) == 1)
+        with mounted(store, second, *options()) as other:
+            os.listdir(other.path / "more")
+            assert (other.path / "more/written").read_bytes() == BODY[:-1]
+            assert (other.path / "more/larger").read_bytes() == BODY
+            assert other.counters()["cache_shared_hits"] == 1
+    finally:
+        store.delete_all(["shared/more/written", "shared/more/larger"])  # other tests count files
 
 
 def warm(*arguments: object, code: int = 0) -> dict[str, Any]:
