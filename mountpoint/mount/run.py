@@ -44,7 +44,6 @@ from mountpoint.s3.aws.ec2 import Instance
 from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.aws.settings import aws_settings
 from mountpoint.s3.client import Body, ObjectInfo
-from mountpoint.s3.connect import connect, reconnect
 from mountpoint.s3.crt.client import CrtClient, enable_crt_log
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.staging.area import StagingArea, check_staging_directory
@@ -98,21 +97,16 @@ def run(config: Config, on_ready: Callable[[], None], link: Link | None = None) 
     )
     with Exports(config, meters, stopping) as exports:
         turn = None if link is None or not link.unserved else link.take_turn()
-        found = None if turn is None else reached.find(turn.log, config.bucket)
-        if found is None:
-            client = connect(
-                config.bucket,
-                config.credentials,
-                config.client,
-                os.environ,
-                stopping,
-                meters,
-                instance,
-            )
-        else:
-            client = reconnect(
-                found, config.bucket, config.credentials, config.client, os.environ, meters
-            )
+        client, reached_before = reached.client_of(
+            None if turn is None else turn.log,
+            config.bucket,
+            config.credentials,
+            config.client,
+            os.environ,
+            stopping,
+            meters,
+            instance,
+        )
 
         def ready(answers: ControlCommands) -> None:
             exports.serving(client.check_credentials, answers.levels)
@@ -123,7 +117,7 @@ def run(config: Config, on_ready: Callable[[], None], link: Link | None = None) 
             if turn is None and link is not None:
                 turn = link.take_turn()
             session = None if turn is None else turn.log
-            if session is not None and found is None:
+            if session is not None and not reached_before:
                 reached.note(session, config.bucket, client)
             with shared_cache(
                 config, client.endpoint, os.environ, stopping, meters, instance, session

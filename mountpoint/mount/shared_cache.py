@@ -19,7 +19,6 @@ from mountpoint.mount.kept import reached
 from mountpoint.s3.aws.ec2 import Instance
 from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.client import Body, ObjectClient
-from mountpoint.s3.connect import connect, reconnect
 from mountpoint.s3.retry import RetryPolicy
 
 #: Blocks that wait to be sent: this part of the memory target, and at most so many bytes.
@@ -81,21 +80,17 @@ def shared_cache(
         return
     # Its bodies go through the interpreter, which is no faster with more loops.
     client_config = replace(config.client, event_loops=1, native=False)
-    found = None if log is None else reached.find(log, bucket)
     try:
-        if found is None:
-            client = connect(
-                bucket, config.credentials, client_config, environ, stopping, Meters(), instance
-            )
-        else:
-            client = reconnect(found, bucket, config.credentials, client_config, environ, Meters())
+        client, reached_before = reached.client_of(
+            log, bucket, config.credentials, client_config, environ, stopping, Meters(), instance
+        )
     except MountError as error:
         raise unusable(error) from error
     retry_policy = RetryPolicy(
         try_s=TRY_S, total_s=2 * TRY_S, stopping=stopping, max_tries=MAX_TRIES
     )
     try:
-        if found is None:
+        if not reached_before:
             check_usable(client, bucket.name, retry_policy)
             if log is not None:
                 reached.note(log, bucket, client)

@@ -200,11 +200,11 @@ def test_on_the_way_to_a_mount(metadata: type[Metadata], tmp_path: Path) -> None
     code = """
 import sys
 from mountpoint.cli import main as cli
-from mountpoint.mount import run
+from mountpoint.mount.kept import reached
 from mountpoint.errors import MountError
 def connect(bucket, credentials, client, *rest):
     raise MountError(f"target {client.throughput_gbps}, region {rest[-1].region()}")
-run.connect = connect
+reached.connect = connect
 cli.main(["bucket", sys.argv[1], "--foreground", *sys.argv[2:]])
 """
 
