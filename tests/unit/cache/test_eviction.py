@@ -193,22 +193,36 @@ def test_threads_of_one_process(directory: CacheDirectory) -> None:
     """Blocks that are being written count: threads together stay within the limit."""
     directory.recount()
     evictor = Evictor(directory, 10 * ONE)
-    highest = []
+    reserved: list[int] = []
+    sums: list[int] = []
+
+    def count() -> None:
+        # While no thread writes or removes a block: a look at a folder that changes counts the
+        # block that went, and the one that came in its place.
+        sums.append(sum_of(directory) + sum(reserved))
+        reserved.clear()
+
+    together = threading.Barrier(4, count, timeout=30)
 
     def write(number: int) -> None:
         for each in range(20):
             cached = Cached.of(directory, content(60 * KIB), key=b"%d %d" % (number, each))
-            if evictor.reserve(ONE):
+            fits = evictor.reserve(ONE)
+            if fits:
+                reserved.append(ONE)
+            together.wait()
+            if fits:
                 cached.write()
                 evictor.release(ONE)
-            highest.append(sum_of(directory))
+            together.wait()
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert 5 * ONE <= max(highest) <= 10 * ONE
+    assert len(sums) == 40
+    assert 5 * ONE <= max(sums) <= 10 * ONE
 
 
 @pytest.mark.slow
