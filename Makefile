@@ -97,10 +97,11 @@ checked: setup
 test: checked ## Lint, types, and all tests, also on real mounts
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-# Few of these tests wait, and each worker imports and collects all of them: one per core.
+# A third of the time these tests wait, and each worker imports and collects all of them: three per
+# two cores.
 .PHONY: check
 check: checked ## Lint, types, and the unit tests that are quick
-	MOUNT_S3_TEST_SOAK=0.25 $(BIN)/python -m pytest -n $$(nproc) --dist worksteal -m 'not slow' \
+	MOUNT_S3_TEST_SOAK=0.25 $(BIN)/python -m pytest -n $$(( ($$(nproc) * 3 + 1) / 2 )) --dist worksteal -m 'not slow' \
 	    tests/unit $(ARGS)
 
 # Ten times as many cases get ten times the timeout.

@@ -53,7 +53,7 @@ class Server:
                 self.http.socket, server_side=True, do_handshake_on_connect=False
             )
         self.host = f"127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
 
     def connection(self) -> socket.socket:
         """Return a connection to the server."""
