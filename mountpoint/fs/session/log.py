@@ -4,15 +4,18 @@ The kernel uses numbers of inodes and handles, which mean nothing to another pro
 know the directories that the kernel holds, and what is open. A file that is not open needs nothing:
 if its number is not known, ESTALE makes the kernel look its name up again.
 
-Each line is an object of JSON: the latest one of a kind and number counts. A line is one write(2)
-to a memfd, which the keeper holds too. So it is complete if the process is killed right after. When
-most lines are outdated, the rest goes to another memfd, which the keeper is told of (`publish`).
+Each line is an array of JSON: the latest one of a kind and number counts. It is copied to a mapped
+memfd, which the keeper holds too, and what follows is zero. So a line is there if the process is
+killed right after, and one that is cut is not JSON. A write(2) would take longer, and give the
+interpreter to another thread. When the memfd is full, the lines that count go to another one, which
+the keeper is told of (`publish`).
 
 Bytes (keys and names) are text in Latin-1 here.
 """
 
 import contextlib
 import json
+import mmap
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -29,7 +32,7 @@ Number = int | str
 #: json.dumps makes an encoder at each call that is not a plain one.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
-#: The log is written anew when it has at least so many bytes, and half of its lines are outdated.
+#: The size of a memfd, at least; and it has room for twice as much as it begins with.
 MIN_BYTES = 1 << 20
 
 
@@ -47,13 +50,17 @@ class SessionLog:
         self._lock = threading.Lock()
         self.file = file
         self._lines: dict[tuple[str, Number], bytes] = {}
-        for kind, number, line in _read(file):
+        text = _text(file)
+        for kind, number, line in _parsed(text):
             if line:
                 self._lines[kind, number] = line
             else:
                 self._lines.pop((kind, number), None)
-        self._size_bytes = os.lseek(file, 0, os.SEEK_END)
-        if self._size_bytes:
+        if os.fstat(file).st_size < MIN_BYTES:
+            os.ftruncate(file, MIN_BYTES)
+        self._memory = mmap.mmap(file, 0)
+        self._end = len(text)
+        if text:
             self._write(b"\n")  # ends a line that was cut
 
     def records(self, kind: str) -> dict[Any, Fields]:
@@ -79,22 +86,23 @@ class SessionLog:
                 self._write(_encode((kind, number)).encode() + b"\n")
 
     def _write(self, line: bytes) -> None:
-        os.write(self.file, line)
-        self._size_bytes += len(line)
-        if self._size_bytes >= MIN_BYTES:
-            live_bytes = sum(map(len, self._lines.values()))
-            if self._size_bytes >= 2 * live_bytes:
-                self._rewrite()
+        """Append a line for what has changed in `_lines`."""
+        end = self._end + len(line)
+        if end > len(self._memory):
+            self._rewrite()
+            return
+        self._memory[self._end : end] = line
+        self._end = end
 
     def _rewrite(self) -> None:
-        file = new_log()
         text = b"".join(self._lines.values())
-        view = memoryview(text)
-        while view:
-            view = view[os.write(file, view) :]
+        file = new_log(2 * len(text))
+        memory = mmap.mmap(file, 0)
+        memory[: len(text)] = text
         self._publish(file)
+        self._memory.close()
         os.close(self.file)
-        self.file, self._size_bytes = file, len(text)
+        self.file, self._memory, self._end = file, memory, len(text)
 
 
 def text_of(data: bytes) -> str:
@@ -127,16 +135,21 @@ def version_of(fields: Fields | None) -> ObjectInfo | None:
     return ObjectInfo(**fields | {"key": bytes_of(fields["key"])})
 
 
-def new_log() -> int:
-    """Return the descriptor of an empty log."""
-    return os.memfd_create("mount-s3 session", os.MFD_CLOEXEC)
+def new_log(size_bytes: int = 0) -> int:
+    """Return the descriptor of an empty log with room for so much, or more."""
+    file = os.memfd_create("mount-s3 session", os.MFD_CLOEXEC)
+    os.ftruncate(file, max(size_bytes, MIN_BYTES))
+    return file
 
 
-def _read(file: int) -> Iterator[tuple[str, Number, bytes]]:
+def _text(file: int) -> bytes:
+    return os.pread(file, os.fstat(file).st_size, 0).rstrip(b"\0")
+
+
+def _parsed(text: bytes) -> Iterator[tuple[str, Number, bytes]]:
     """Yield kind and number of each line, and the line; b"" if it removes the record."""
-    size_bytes = os.fstat(file).st_size
-    for line in os.pread(file, size_bytes, 0).splitlines(keepends=True):
-        with contextlib.suppress(ValueError):  # the last one may be cut
+    for line in text.splitlines(keepends=True):
+        with contextlib.suppress(ValueError):  # it may be cut
             match json.loads(line):
                 case [str(kind), int(number) | str(number), dict()]:
                     yield kind, number, line

@@ -1,5 +1,7 @@
 """The session's log: what was noted is there for another process, whenever the first one dies."""
 
+import contextlib
+import itertools
 import os
 import random
 from collections.abc import Iterator
@@ -25,6 +27,10 @@ class Kept:
         os.close(self.file)
         self.file = os.dup(file)
         self.published += 1
+
+    def text(self) -> bytes:
+        """Return what was written."""
+        return os.pread(self.file, os.fstat(self.file).st_size, 0).rstrip(b"\0")
 
     def read(self) -> SessionLog:
         """Return the log as another process finds it."""
@@ -70,34 +76,56 @@ def test_all_bytes(data: bytes) -> None:
         kept.close()
 
 
-def test_a_cut_line(kept: Kept) -> None:
-    """If the process dies within a note, the notes before are there, and new ones can follow."""
+def test_a_cut_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the process dies within a note, the notes before are there, and new ones can follow.
+
+    The copy of a line may have any order: what is not copied is zero.
+    """
+    monkeypatch.setattr(module, "MIN_BYTES", 1000)
+    with contextlib.closing(Kept()) as kept:
+        kept.log.note("handle", 1, {"inode": 5})
+        before = len(kept.text())
+        kept.log.note("handle", 2, {"inode": 6})
+        line = kept.text()[before:]
+        for start, end in itertools.combinations(range(len(line)), 2):
+            zeros = bytes(end - start)
+            os.pwrite(kept.file, line[:start] + zeros + line[end:], before)
+            assert kept.read().records("handle") == {1: {"inode": 5}}
+        log = kept.read()
+        log.note("handle", 3, {"inode": 7})
+        assert kept.read().records("handle") == {1: {"inode": 5}, 3: {"inode": 7}}
+
+
+def test_a_short_log(kept: Kept) -> None:
+    """A log that ends with its text, as earlier versions made it, goes on."""
     kept.log.note("handle", 1, {"inode": 5})
-    before = os.fstat(kept.file).st_size
-    kept.log.note("handle", 2, {"inode": 6})
-    for size in range(before, os.fstat(kept.file).st_size - 1):
-        os.truncate(kept.file, size)
-        assert kept.read().records("handle") == {1: {"inode": 5}}
-    log = kept.read()
-    log.note("handle", 3, {"inode": 7})
-    assert kept.read().records("handle") == {1: {"inode": 5}, 3: {"inode": 7}}
+    with contextlib.closing(Kept()) as short:
+        os.truncate(short.file, 0)
+        os.write(short.file, kept.text())
+        short.read().note("handle", 2, {"inode": 6})
+        assert short.read().records("handle") == {1: {"inode": 5}, 2: {"inode": 6}}
 
 
 def test_it_stays_small(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outdated lines are left out now and then, at most as many as there are others."""
-    monkeypatch.setattr(module, "MIN_BYTES", 2000)
+    """Outdated lines are left out when it is full; it grows with what counts."""
     drawn = random.Random(SEED)
-    expected: dict[int, dict[str, int]] = {}
-    for step in range(3000):
-        number = drawn.randrange(20)
-        if drawn.random() < 0.4:
-            kept.log.drop("handle", number)
-            expected.pop(number, None)
-        else:
-            kept.log.note("handle", number, {"inode": step})
-            expected[number] = {"inode": step}
-        assert os.fstat(kept.file).st_size < 2100
-        if step % 100 == 0:
-            assert kept.read().records("handle") == expected
-    assert kept.published > 10
-    assert kept.read().records("handle") == expected
+    monkeypatch.setattr(module, "MIN_BYTES", 2000)
+    with contextlib.closing(Kept()) as small:
+        expected: dict[int, dict[str, int]] = {}
+        for step in range(3000):
+            number = drawn.randrange(20)
+            if drawn.random() < 0.4:
+                small.log.drop("handle", number)
+                expected.pop(number, None)
+            else:
+                small.log.note("handle", number, {"inode": step})
+                expected[number] = {"inode": step}
+            assert os.fstat(small.file).st_size == 2000
+            if step % 100 == 0:
+                assert small.read().records("handle") == expected
+        assert small.published > 10
+        for number in range(100):
+            small.log.note("handle", number, {"inode": number})
+            expected[number] = {"inode": number}
+        assert small.read().records("handle") == expected
+        assert os.fstat(small.file).st_size < 3 * len(small.text())
