@@ -59,7 +59,13 @@ GO = b"G"
 MAX_MESSAGE_BYTES = 4096
 MAX_STATE_BYTES = 1 << 16
 
+#: sys/prctl.h
 PR_SET_DUMPABLE = 4
+PR_SET_NAME = 15
+
+#: What ps(1) and killall(1) show of the processes, which are the interpreter's programs.
+NAME = b"mount-s3-keeper"
+WORKER_NAME = b"mount-s3"
 
 #: A worker that has served for so long has not failed at its start.
 SERVED_S = 0.5
@@ -270,6 +276,7 @@ class Keeper:
         self._state: int = settings["state"]
         self._device: int | None = settings["device"]
         _keep_private()
+        set_name(NAME)
         # mutable
         self._status: int | None = settings["status"]
         self._background = self._status is not None
@@ -324,8 +331,9 @@ class Keeper:
                 os.kill(self._worker.pid, signal.SIGKILL)
             self._note_state(self._facts | self._after(self._worker))
             code = self._serve(self._worker)
-            has_ended = code == 0 and self._device is not None  # it is not ours to unmount
-            if has_ended or not self._is_mounted():
+            # A worker that ends in order has unmounted. While programs have files open, the mount
+            # lives as long as this process.
+            if code == 0 or not self._is_mounted():
                 self._leaving = False
                 return code
             # A worker that is told to end while it starts does not unmount.
@@ -546,11 +554,20 @@ class Keeper:
         syslog.syslog(syslog.LOG_ERR, text)
 
 
+def set_name(name: bytes) -> None:
+    """Give this process a name of at most 15 bytes."""
+    _prctl(PR_SET_NAME, ctypes.c_char_p(name))
+
+
 def _keep_private() -> None:
     """Hide memory and environment, as `system/memory.keep_private` does: they contain keys."""
+    _prctl(PR_SET_DUMPABLE, ctypes.c_ulong(0))
+
+
+def _prctl(option: int, value: ctypes.c_ulong | ctypes.c_char_p) -> None:
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
-        prctl(PR_SET_DUMPABLE, ctypes.c_ulong(0))
+        prctl(option, value)
 
 
 if __name__ == "__main__":

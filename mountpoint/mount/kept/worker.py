@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from mountpoint.log.setup import log_location
 from mountpoint.mount import daemon, run
+from mountpoint.mount.kept.keeper import WORKER_NAME, set_name
 from mountpoint.mount.kept.link import Link
 
 
@@ -23,4 +24,5 @@ def main(argument: str) -> NoReturn:
 
 
 if __name__ == "__main__":
+    set_name(WORKER_NAME)
     main(sys.argv[1])

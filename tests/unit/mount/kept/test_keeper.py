@@ -228,6 +228,14 @@ os._exit(20 + signal.sigwait(keepers))
     assert world.end() == 20 + number
 
 
+def test_a_worker_that_ends_in_order(tmp_path: Path) -> None:
+    """It has unmounted, so the mount ends with the keeper, even if files are open there."""
+    world = World(tmp_path, "ready(); os._exit(0)")
+    assert world.end() == 0
+    assert len(world.workers()) == 1
+    assert not world.has_unmounted()
+
+
 def test_a_signal_between_workers(tmp_path: Path) -> None:
     """Then the keeper itself unmounts, at once."""
     world = World(tmp_path, "ready()\ndie()", served_s=60, pause_s=600)
