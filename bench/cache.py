@@ -56,7 +56,7 @@ def measured(where: Sequence[str], environment: dict[str, str], cache: Path | No
                 workload.run(folder)
                 time.sleep(SETTLED_S)
             return 0.0, 0.0
-        (pid,) = mounting.mount_processes(folder)
+        pid = mounting.serving_process(folder)
         process = Process(pid)
         measure.drop_caches()
         cpu_s, start_s = process.cpu_seconds(), time.perf_counter()

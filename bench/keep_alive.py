@@ -1,4 +1,4 @@
-"""Measure --keep-alive: `python -m bench.keep_alive`.
+"""Measure what a keeper costs, and how fast a mount goes on: `python -m bench.keep_alive`.
 
 Kills the serving process again and again, and times the first read after each death, of a page that
 the kernel does not have. Then it compares the CPU that open and close take on mounts with and
@@ -29,16 +29,14 @@ OPTIONS = ("--metadata-ttl", "300")
 
 def processes(folder: Path) -> tuple[int, int]:
     """Return the worker and the keeper of a mount."""
-    pids = mounting.mount_processes(folder)
-    lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids}
-    (keeper,) = [pid for pid, line in lines.items() if b"/kept/keeper.py" in line]
-    (worker,) = [pid for pid in pids if pid != keeper]
+    worker = mounting.serving_process(folder)
+    (keeper,) = set(mounting.mount_processes(folder)) - {worker}
     return worker, keeper
 
 
 def takeovers(url: str, bucket: str, environment: dict[str, str], deaths: int) -> None:
     """Print how long the first read after a death takes, and the keeper's memory."""
-    with served.mounted(url, bucket, environment, [*OPTIONS, "--keep-alive"]) as (folder, _):
+    with served.mounted(url, bucket, environment, OPTIONS) as (folder, _):
         file = os.open(folder / "large", os.O_RDONLY | os.O_DIRECT)
         seconds = []
         for number in range(deaths):
@@ -58,11 +56,10 @@ def takeovers(url: str, bucket: str, environment: dict[str, str], deaths: int) -
 def open_and_close(url: str, bucket: str, environment: dict[str, str], options: list[str]) -> float:
     """Return the CPU microseconds of an open and a close of a known file."""
     with served.mounted(url, bucket, environment, [*OPTIONS, *options]) as (folder, _):
-        pid = processes(folder)[0] if options else mounting.mount_processes(folder)[0]
         names = [folder / f"small/{number:03}" for number in range(FILES)]
         for name in names:
             name.read_bytes()
-        process = Process(pid)
+        process = Process(mounting.serving_process(folder))
         cpu_s = process.cpu_seconds()
         for _ in range(ROUNDS):
             for name in names:
@@ -87,7 +84,7 @@ def main() -> int:
         found: dict[str, list[float]] = {"without": [], "with": []}
         for _ in range(arguments.runs):
             for name, results in found.items():
-                options = ["--keep-alive"] if name == "with" else []
+                options = [] if name == "with" else ["--no-keep-alive"]
                 results.append(open_and_close(*where, options))
         without, kept = (statistics.median(results) for results in found.values())
         ratio = kept / without

@@ -109,7 +109,7 @@ def look_up_all(folder: Path) -> int:
 
 def measure(folder: Path) -> list[str]:
     """Look up all names and make the kernel forget them; return the lines of the report."""
-    (pid,) = mounting.mount_processes(folder)
+    pid = mounting.serving_process(folder)
     process = Process(pid)
     before = process.rss_bytes()
     start_s, cpu_s = time.perf_counter(), process.cpu_seconds()

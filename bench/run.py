@@ -39,7 +39,7 @@ class Bench:
     """The mount to measure."""
 
     def __init__(self, folder: Path, log_directory: Path) -> None:
-        (self._pid,) = mounting.mount_processes(folder)
+        self._pid = mounting.serving_process(folder)
         self._folder = folder
         self._logs = log_directory
         self._process = Process(self._pid)

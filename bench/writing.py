@@ -108,7 +108,7 @@ def store(arguments: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, s
 
 def measure(name: str, run: int, folder: Path, logs: Path) -> tuple[float, str]:
     """Run a workload once; return its rate (MB/s for large files, else operations) and a line."""
-    (pid,) = mounting.mount_processes(folder)
+    pid = mounting.serving_process(folder)
     process = Process(pid)
     directory = folder / f"{name}-{time.time_ns()}"
     directory.mkdir()

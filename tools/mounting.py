@@ -19,8 +19,9 @@ LOG_TAIL_LINES = 25
 
 #: The least value of MOUNTPOINT_LOG with which `counters` works.
 COUNTERS_FILTER = "mountpoint.metrics=info"
-#: How the mount's processes are started: the program, or a keeper and its worker (--keep-alive).
-PROGRAMS = (b"/mount-s3", b"/mount/kept/keeper.py", b"mountpoint.mount.kept.worker")
+#: How the mount's processes are started: the program, its keeper, and the keeper's next workers.
+KEEPER = b"/mount/kept/keeper.py"
+PROGRAMS = (b"/mount-s3", KEEPER, b"mountpoint.mount.kept.worker")
 #: The beginning of the line, after its time.
 COUNTERS_LINE = ["level=info", "logger=mountpoint.metrics", "event=counters"]
 
@@ -170,15 +171,26 @@ def logged_counters(log_directory: Path) -> list[dict[str, int]]:
     return [{name: int(value) for name, _, value in each} for each in pairs]
 
 
+def serving_process(directory: Path) -> int:
+    """Return the process that serves the mount, not its keeper."""
+    (pid,) = [pid for pid, program in _mount_programs(directory).items() if program != KEEPER]
+    return pid
+
+
 def mount_processes(directory: Path) -> list[int]:
     """Return the mount-s3 processes whose command line has this directory."""
+    return list(_mount_programs(directory))
+
+
+def _mount_programs(directory: Path) -> dict[int, bytes]:
+    """Return the one of PROGRAMS that each of these processes runs."""
     wanted = os.fsencode(directory)
-    found = []
+    found = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         # Processes may end meanwhile, and those of other users cannot be read.
         with contextlib.suppress(OSError):
             arguments = path.read_bytes().split(b"\0")
-            program = [a for a in arguments[:4] if a.endswith(PROGRAMS)]
-            if wanted in arguments and program:
-                found.append(int(path.parent.name))
+            programs = [p for a in arguments[:4] for p in PROGRAMS if a.endswith(p)]
+            if wanted in arguments and programs:
+                found[int(path.parent.name)] = programs[0]
     return found

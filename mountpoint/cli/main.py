@@ -123,7 +123,14 @@ LOGGING = "Logging options"
     MOUNT,
     "--keep-alive",
     is_flag=True,
-    help="Restart mount-s3 if it dies: open files and programs go on, without unmounting.",
+    help="Restart mount-s3 if it dies: open files and programs go on, without unmounting. "
+    "This is the default without --auto-unmount.",
+)
+@option(
+    MOUNT,
+    "--no-keep-alive",
+    is_flag=True,
+    help="If mount-s3 dies, do not restart it; the mount stays dead until it is unmounted.",
 )
 @option(MOUNT, "--allow-root", is_flag=True, help="Let root access the mount, too.")
 @option(

@@ -68,6 +68,8 @@ def make_config(
     gid: int | None,
     fsname: str | None,
     ca_bundle: str | None,
+    keep_alive: bool,
+    no_keep_alive: bool,
     **options: Any,
 ) -> Config:
     """Return the checked configuration from click's options.
@@ -98,6 +100,7 @@ def make_config(
             directory=_absolute(directory) if directory and descriptor is None else directory,
             descriptor=descriptor,
             channel=not options["no_channel"],
+            keep_alive=_keep_alive(options, keep_alive, no_keep_alive),
             fsname=fsname,
             kernel_options=_kernel_options(options["fstab_options"]),
             **_same(MountConfig, options),
@@ -156,6 +159,13 @@ def _part_size(options: dict[str, Any], name: str, min_bytes: int) -> int:
         return 0
     check_range(f"--{name.replace('_', '-')}", size, min_bytes, MAX_PART_BYTES, "bytes")
     return int(size)
+
+
+def _keep_alive(options: dict[str, Any], wanted: bool, unwanted: bool) -> bool:
+    """Whether the mount goes on when its process dies; that is the default where it can be."""
+    if wanted and unwanted:
+        raise MountError("--keep-alive and --no-keep-alive exclude each other", "omit one of them")
+    return wanted or not (unwanted or options["auto_unmount"] or options["no_channel"])
 
 
 def _staging(directory: str | None, limit_mib: int | None) -> dict[str, Any]:

@@ -129,8 +129,9 @@ def refresh_(directory: str, path: str, as_json: bool) -> None:
 def upgrade_(directory: str, timeout: float, as_json: bool) -> None:
     """Replace the process of the mount at DIR by one of the installed version.
 
-    Nothing is unmounted: programs keep their open files. The mount needs --keep-alive. The options
-    stay the same. If the installed version cannot mount, nothing changes.
+    Nothing is unmounted: programs keep their open files. The mount must not have --no-keep-alive or
+    --auto-unmount. The options stay the same. If the installed version cannot mount, nothing
+    changes.
     """
     mount, _ = mounts.at(directory, mounts.answering(os.environ))
     following = upgrade.upgrade(mount, timeout, Progress(None if as_json else sys.stderr))

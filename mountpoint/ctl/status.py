@@ -71,7 +71,7 @@ def _running(status: Mapping[str, Any]) -> str:
         return running
     restarts = status["restarts"]
     times = f"restarted {count(restarts, 'time')}" if restarts else "restarted if it dies"
-    return f"{running}, {times} (--keep-alive)"
+    return f"{running}, {times}"
 
 
 def _changes(status: Mapping[str, Any]) -> str:

@@ -1,8 +1,7 @@
 """`mount-s3ctl upgrade`: replace the process of a mount by one of the installed version.
 
-The mount itself does it, if it was mounted with --keep-alive (`mount/kept/upgrade`). This waits
-until no file is being streamed to S3, asks the mount to do it, and waits for the process that
-follows.
+The mount itself does it, if it has a keeper (`mount/kept/upgrade`). This waits until no file is
+being streamed to S3, asks the mount to do it, and waits for the process that follows.
 """
 
 import contextlib

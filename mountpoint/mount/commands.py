@@ -151,7 +151,7 @@ class ControlCommands:
         if self._upgrade is None:
             raise MountError(
                 "the mount has no keeper, which could start another version",
-                "mount with --keep-alive; or unmount, and mount again",
+                "unmount, and mount again (without --no-keep-alive or --auto-unmount)",
             )
         self._upgrade.run()
 

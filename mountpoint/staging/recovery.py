@@ -1,11 +1,11 @@
 """Clean up after mounts that did not end in order: they were killed, or the machine stopped.
 
 Each mount has its own directory in the staging directory, and holds a lock in it (flock) while it
-lives. If the lock is free, the mount is dead. (With --keep-alive the next process takes the lock,
-and goes on with what was open: see StagedFile.) Files of a dead mount that are in S3, those without
-a journal, are removed, and so are those without a key, which a program had removed. The other files
-stay, whatever their bucket, and get a description. Each
-mount of that bucket logs them when it starts, until the user removes them.
+lives. If the lock is free, the mount is dead. (If the mount has a keeper, the next process takes
+the lock, and goes on with what was open: see StagedFile.) Files of a dead mount that are in S3,
+those without a journal, are removed, and so are those without a key, which a program had removed.
+The other files stay, whatever their bucket, and get a description. Each mount of that bucket logs
+them when it starts, until the user removes them.
 """
 
 import fcntl

@@ -96,8 +96,9 @@ def test_started_and_stopped(configured: Machine, server: SeaweedFS) -> None:
     assert written == b"written\n"
 
 
-def test_killed(configured: Machine) -> None:
+def test_killed(configured: Machine, server: SeaweedFS) -> None:
     """If its process or its whole control group is killed, the bucket is mounted again."""
+    configure(configured, server, "--no-keep-alive")
     configured.boot()
     configured.run("systemctl", "start", SERVICE)
     for restarts, who in enumerate(("main", "all"), 1):
@@ -125,11 +126,10 @@ os.close(file)
 
 
 def test_kept(configured: Machine, server: SeaweedFS) -> None:
-    """With --keep-alive an open file outlives all processes of the service, and its restart.
+    """An open file outlives all processes of the service, and its restart.
 
     A stop unmounts nevertheless.
     """
-    configure(configured, server, "--keep-alive")
     configured.write("/srv/reader.py", READER)
     configured.boot()
     configured.run("systemctl", "start", SERVICE)
@@ -149,7 +149,7 @@ def test_kept(configured: Machine, server: SeaweedFS) -> None:
     eventually(lambda: configured.show(SERVICE, "NRestarts") == "1", within_s=30)
     wait_for(configured, SERVICE, "active")
     goes_on()
-    configure(configured, server, "--keep-alive", "--read-timeout", "30")
+    configure(configured, server, "--read-timeout", "30")
     configured.run("systemctl", "restart", SERVICE)
     goes_on()
     assert configured.state(SERVICE) == "active"

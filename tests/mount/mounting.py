@@ -84,8 +84,7 @@ class Mount:
     @property
     def pid(self) -> int:
         """The process that serves the mount."""
-        (pid,) = mounting.mount_processes(self.root)
-        return pid
+        return mounting.serving_process(self.root)
 
     @property
     def log(self) -> str:

@@ -401,7 +401,7 @@ def test_the_directory_is_missing(store: Store, folder: Path) -> None:
 
 def test_already_mounted(store: Store, folder: Path) -> None:
     """A living mount is reported, and a dead one, which mounting removes. Neither is touched."""
-    with mounted(store, folder) as mount:
+    with mounted(store, folder, "--no-keep-alive") as mount:
         found = check(store, mount.path)
         assert found.failed == ["directory"]
         assert "already a mount point" in found["directory"]["finding"]

@@ -30,7 +30,7 @@ REMOVED = "removed the dead mount"
 def test_the_next_mount_removes_it(store: Store, folder: Path) -> None:
     """It says so, and works, also while a program has a file of the dead one open."""
     store.put("dead/file", b"content")
-    with mounted(store, folder, "--prefix", "dead/") as mount:
+    with mounted(store, folder, "--no-keep-alive", "--prefix", "dead/") as mount:
         file = os.open(mount.path / "file", os.O_RDONLY)
         try:
             os.kill(mount.pid, signal.SIGKILL)
@@ -49,12 +49,11 @@ def test_the_next_mount_removes_it(store: Store, folder: Path) -> None:
 
 def test_with_a_keeper(store: Store, folder: Path) -> None:
     """If the keeper is killed, too, that is a dead mount like any other."""
-    with mounted(store, folder, "--keep-alive") as mount:
+    with mounted(store, folder) as mount:
         subprocess.run(["pkill", "-KILL", "-f", str(mount.path)], check=True)
         eventually(mount.has_ended)
         eventually(lambda: errno_of(lambda: os.listdir(mount.path)) == errno.ENOTCONN)
-        options = [*store_options(store), "--keep-alive"]
-        done = run(store.bucket, mount.path, *options, env=store.environment)
+        done = run(store.bucket, mount.path, *store_options(store), env=store.environment)
         assert done.returncode == 0, done.stderr
         assert REMOVED in done.stderr
         os.listdir(mount.path)

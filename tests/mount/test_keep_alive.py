@@ -644,7 +644,7 @@ def test_an_upgrade_without_a_keeper(mount: Mount) -> None:
     """It is refused."""
     done = ctl("upgrade", mount.path)
     assert done.returncode == 1
-    assert "mount with --keep-alive" in done.stderr
+    assert "without --no-keep-alive" in done.stderr
 
 
 @pytest.mark.parametrize("dies", ["worker", "follower"])

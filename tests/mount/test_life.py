@@ -26,7 +26,7 @@ from tests.mount.mounting import (
     store_options,
 )
 from tests.soak import rounds
-from tools.mounting import is_mounted, mount_processes
+from tools.mounting import is_mounted, mount_processes, serving_process
 
 pytestmark = pytest.mark.mount
 
@@ -111,7 +111,7 @@ def test_relative_directory(store: Store, folder: Path) -> None:
         assert result.returncode == 0, result.stderr
         assert result.stdout == f"bucket {store.bucket} is mounted at {path}\n"
         assert is_mounted(path)
-        (pid,) = mount_processes(Path("here"))
+        pid = serving_process(Path("here"))
         if os.geteuid() == 0:  # other users may not look
             assert os.readlink(f"/proc/{pid}/cwd") == "/"
         subprocess.run(["umount", path], check=True)
@@ -130,7 +130,7 @@ def test_odd_directory(store: Store, folder: Path, name: str) -> None:
             result = run(store.bucket, path, *store_options(store), env=store.environment)
             assert result.returncode == expected, result.stderr
         assert "is already a mount point" in result.stderr
-        (pid,) = mount_processes(path)
+        pid = serving_process(path)
         os.kill(pid, signal.SIGTERM)
         eventually(lambda: not mount_processes(path))
         assert not is_mounted(path)

@@ -132,8 +132,8 @@ def test_secrets_are_not_shown(store: Store, folder: Path, proxy: ForwardProxy, 
             environ |= by_variables(it)
         elif way == "file":
             environ |= by_file(it, folder)
-        with running(it, folder, environ) as path:
-            (pid,) = mounting.mount_processes(path)
+        with running(it, folder, environ, "--no-keep-alive") as path:
+            pid = mounting.serving_process(path)
             seen = command_lines()
             here = path / "secrets" / way
             file = here / "file"
@@ -173,7 +173,7 @@ def test_the_keeper_is_told_none(store: Store, folder: Path) -> None:
     store.put("secrets/keeper", b"content")
     with place(store, folder, "container") as it:
         environ = by_variables(it)
-        with running(it, folder, environ, "--keep-alive") as path:
+        with running(it, folder, environ) as path:
             assert (path / "secrets" / "keeper").read_bytes() == b"content"
             held = "".join(map(memory_files, mounting.mount_processes(path)))
             assert store.bucket in held
@@ -224,7 +224,8 @@ def test_checks(store: Store, folder: Path, proxy: ForwardProxy, form: list[str]
 def test_no_core_file(store: Store, folder: Path) -> None:
     """No core file contains the memory, even if core files are enabled."""
     wanted = f'cd "{folder}"; ulimit -c unlimited && exec "$@"'
-    with foreground(store, folder, before=["sh", "-c", wanted, "sh"]) as (program, _):
+    before = ["sh", "-c", wanted, "sh"]
+    with foreground(store, folder, "--no-keep-alive", before=before) as (program, _):
         program.send_signal(signal.SIGSEGV)
         _, status = os.waitpid(program.pid, 0)
         program.returncode = os.waitstatus_to_exitcode(status)
@@ -232,7 +233,7 @@ def test_no_core_file(store: Store, folder: Path) -> None:
         assert not os.WCOREDUMP(status)
 
 
-@pytest.mark.parametrize(("options", "processes"), [([], 1), (["--keep-alive"], 2)])
+@pytest.mark.parametrize(("options", "processes"), [([], 2), (["--no-keep-alive"], 1)])
 def test_only_root_looks_at_it(
     store: Store, folder: Path, options: list[str], processes: int
 ) -> None:

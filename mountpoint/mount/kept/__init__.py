@@ -1,1 +1,1 @@
-"""`--keep-alive`: a mount outlives its process, because a `keeper` has it, too."""
+"""A mount outlives its process, because a `keeper` has it, too (`--keep-alive`, the default)."""

@@ -1,6 +1,6 @@
 """Abort the uploads of processes that have died, when another one goes on with their mount.
 
-Nobody else completes them, and their parts cost money. Without `--keep-alive` that is left to
+Nobody else completes them, and their parts cost money. Without a keeper that is left to
 `mount-s3ctl cleanup`. The session's log names the processes whose uploads may be left: if this one
 dies, too, the next one aborts them.
 """

@@ -1,4 +1,4 @@
-"""The worker's end of `--keep-alive` (`keeper`): what it shares with the keeper."""
+"""The worker's end of the socket to its `keeper`, and what it shares with it."""
 
 import contextlib
 import json

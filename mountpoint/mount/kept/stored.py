@@ -1,4 +1,4 @@
-"""What the service manager has kept of a mount, for the next `mount-s3 --keep-alive` to go on with.
+"""What the service manager has kept of a mount, for the next `mount-s3` to go on with.
 
 systemd passes the descriptors that a keeper has left (`keeper.ServiceManager`) as sd_listen_fds(3)
 says. Until somebody serves that mount, each access to it waits: so this comes before all that looks

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import click
 import pytest
@@ -35,6 +35,7 @@ from mountpoint.errors import MountError
 from mountpoint.log.setup import log_location
 from mountpoint.log.words import display_name
 from mountpoint.mount import daemon
+from mountpoint.mount.kept import launch
 from mountpoint.system.cpus import usable_cores
 
 
@@ -50,6 +51,17 @@ class Mounted:
         on_ready()
         return 0
 
+    def start(self, config: Config, status: int) -> int:
+        """Replace `launch.start`."""
+        self.config = config
+        return 0
+
+    def become(self, config: Config, done: str, kept: dict[str, int]) -> NoReturn:
+        """Replace `launch.become`."""
+        self.config = config
+        click.echo(done)
+        raise SystemExit(0)
+
 
 @pytest.fixture
 def mounted(monkeypatch: pytest.MonkeyPatch) -> Mounted:
@@ -59,9 +71,15 @@ def mounted(monkeypatch: pytest.MonkeyPatch) -> Mounted:
     def in_background(work: Callable[[Callable[[], None]], int], log_hint: str) -> None:
         work(lambda: None)
 
+    def wait_for(start: Callable[[int], int], log_hint: str) -> None:
+        start(-1)
+
     monkeypatch.setattr(cli, "_mount", stand_in.mount)
+    monkeypatch.setattr(launch, "start", stand_in.start)
+    monkeypatch.setattr(launch, "become", stand_in.become)
     monkeypatch.setattr("mountpoint.log.setup.SYSLOG_SOCKET", "/")  # pretend that there is a syslog
     monkeypatch.setattr(daemon, "run_in_background", in_background)
+    monkeypatch.setattr(daemon, "wait_for", wait_for)
     for name in ("AWS_CA_BUNDLE", "MOUNTPOINT_LOG"):
         monkeypatch.delenv(name, raising=False)
     return stand_in
@@ -106,7 +124,7 @@ def test_defaults_are_the_references(mounted: Mounted) -> None:
     """Without options the defaults are those of AWS's mount-s3, and the user's own ids."""
     assert config_of(mounted) == Config(
         bucket=BucketConfig("bucket"),
-        mount=MountConfig("/mnt", max_threads=16, fsname="s3://bucket"),
+        mount=MountConfig("/mnt", keep_alive=True, max_threads=16, fsname="s3://bucket"),
         filesystem=FileSystemConfig(os.getuid(), os.getgid(), 0o755, 0o644),
         credentials=CredentialsConfig(),
         client=ClientConfig(event_loops=event_loops(usable_cores())),
@@ -377,7 +395,7 @@ def test_prefix_keeps_bytes_that_are_not_utf8(mounted: Mounted) -> None:
     assert display_name(config.bucket) == r"prefix \xff/ of bucket bucket"
 
 
-@pytest.mark.parametrize("mode", [(), ("-f",)])
+@pytest.mark.parametrize("mode", [(), ("-f",), ("--no-keep-alive",), ("--no-keep-alive", "-f")])
 @pytest.mark.parametrize(
     ("bucket", "said"),
     [
@@ -409,6 +427,23 @@ def test_says_that_there_is_no_log(
         "to write it to files: --log-directory DIR\n"
     )
     assert result.stderr == (said if told else "")
+
+
+@pytest.mark.parametrize(
+    ("options", "keeps"),
+    [
+        ([], True),
+        (["--no-keep-alive"], False),
+        (["--auto-unmount"], False),
+        (["--auto-unmount", "--keep-alive"], True),
+        (["--no-channel"], False),
+        (["-o", "auto_unmount"], False),
+        (["-o", "no_keep_alive"], False),
+    ],
+)
+def test_keep_alive(mounted: Mounted, options: list[str], keeps: bool) -> None:
+    """A mount outlives its process, unless an option says otherwise."""
+    assert config_of(mounted, *options).mount.keep_alive == keeps
 
 
 def test_paths_become_absolute(
@@ -470,6 +505,8 @@ def test_environment(mounted: Mounted, tmp_path: Path, monkeypatch: pytest.Monke
         (["bucket", "/mnt", "--allow-root", "--allow-other"], "exclude each other"),
         (["bucket", "/mnt", "--allow-root", "-o", "allow_other"], "exclude each other"),
         (["bucket", "/mnt", "--no-sign-request", "--profile", "me"], "exclude each other"),
+        (["bucket", "/mnt", "--keep-alive", "--no-keep-alive"], "exclude each other"),
+        (["bucket", "/mnt", "--keep-alive", "--no-channel"], "does not work with --no-channel"),
         (["bucket", "/mnt", "--no-log", "-d"], "--no-log excludes"),
         (["bucket", "/mnt", "--no-log", "-l", "/tmp"], "--no-log excludes"),
         (["bucket", "/mnt", "--transfer-acceleration", "--force-path-style"], "exclude each"),
@@ -585,7 +622,7 @@ def test_line_of_mount_fuse(mounted: Mounted) -> None:
     config = config_of(mounted, "-o", words)
     assert config == Config(
         bucket=BucketConfig("bucket", region="eu-west-1"),
-        mount=MountConfig("/mnt", allow_other=True, fsname="bucket"),
+        mount=MountConfig("/mnt", keep_alive=True, allow_other=True, fsname="bucket"),
         filesystem=FileSystemConfig(os.getuid(), os.getgid()),
         read=default_read_config(),
     )
@@ -698,7 +735,7 @@ def test_errors_of_the_mount(
 
     monkeypatch.setattr(cli, "_mount", fail)
     monkeypatch.setattr(daemon, "run_in_background", in_background)
-    result = run("bucket", "/mnt", *mode)
+    result = run("bucket", "/mnt", "--no-keep-alive", *mode)
     assert result.exit_code == 1
     assert result.stderr.replace("\n", r"\n").startswith(said)
     assert "Traceback" not in result.output
@@ -709,7 +746,7 @@ def test_exit_status_of_the_foreground_is_the_mounts(
 ) -> None:
     """In the foreground the exit code is that of the mount."""
     monkeypatch.setattr(cli, "_mount", lambda config, on_ready: 3)
-    assert run("bucket", "/mnt", "-f").exit_code == 3
+    assert run("bucket", "/mnt", "--no-keep-alive", "-f").exit_code == 3
 
 
 @pytest.mark.slow

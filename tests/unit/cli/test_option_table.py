@@ -34,6 +34,7 @@ EFFECTS = {
     "--read-only": f"{M}/test_names.py::test_read_only",
     "--auto-unmount": f"{M}/test_life.py::test_auto_unmount",
     "--keep-alive": f"{M}/test_keep_alive.py::test_readers_notice_nothing",
+    "--no-keep-alive": f"{M}/test_dead_mount.py::test_the_next_mount_removes_it",
     "--allow-root": f"{M}/test_option_effects.py::test_allow_root",
     "--allow-other": f"{M}/test_life.py::test_other_users",
     "--uid": IDS,

@@ -33,10 +33,10 @@ def test_status_in_lines() -> None:
 
 
 def test_status_of_a_kept_mount() -> None:
-    """A mount with --keep-alive says how often it was restarted."""
+    """A mount with a keeper says how often it was restarted."""
     for restarts, expected in ((0, "restarted if it dies"), (2, "restarted 2 times")):
         found = status.text([FULL | {"keep_alive": True, "restarts": restarts}], [])
-        running = f"  running    for 1 min, process 7, {expected} (--keep-alive)"
+        running = f"  running    for 1 min, process 7, {expected}"
         assert found.splitlines()[1] == running
 
 
