@@ -30,6 +30,7 @@ from tests.mount.mounting import (
     foreground,
     mounted,
     pending,
+    run,
     store_options,
 )
 from tests.soak import SEED, rounds
@@ -511,7 +512,7 @@ def test_a_keeper_in_the_foreground(store: Store, folder: Path, files: dict[str,
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(address))
         manager.settimeout(60)
-        options = ("--prefix", "keep-alive/", "--keep-alive")
+        options = ("--prefix", "keep-alive/")
         environ = {"NOTIFY_SOCKET": str(address)}
         with foreground(store, folder, *options, environ=environ) as (program, path):
             assert manager.recv(4096).startswith(b"READY=1\nSTATUS=")
@@ -525,6 +526,18 @@ def test_a_keeper_in_the_foreground(store: Store, folder: Path, files: dict[str,
             assert program.stdout.read().count("is mounted at") == 1
             assert not is_mounted(path)
 
+
+def test_a_supervisor_in_the_foreground(store: Store, folder: Path) -> None:
+    """What was started is killed: nobody serves any more, and it can be started again."""
+    with foreground(store, folder) as (program, path):
+        program.kill()
+        program.wait()
+        eventually(lambda: mount_processes(path) == [])
+        assert errno_of(lambda: os.listdir(path)) == errno.ENOTCONN
+        done = run(store.bucket, path, *store_options(store), env=store.environment)
+        assert done.returncode == 0, done.stderr
+        assert "removed the dead mount" in done.stderr
+        os.listdir(path)
 
 @pytest.mark.parametrize("where", [[], ["--foreground"]], ids=["background", "foreground"])
 @pytest.mark.parametrize("reason", ["no bucket", "no library"])

@@ -60,6 +60,7 @@ MAX_MESSAGE_BYTES = 4096
 MAX_STATE_BYTES = 1 << 16
 
 #: sys/prctl.h
+PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
 
@@ -557,6 +558,11 @@ class Keeper:
 def set_name(name: bytes) -> None:
     """Give this process a name of at most 15 bytes."""
     _prctl(PR_SET_NAME, ctypes.c_char_p(name))
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when the one that has started it ends."""
+    _prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
 
 
 def _keep_private() -> None:

@@ -31,7 +31,8 @@ HAND_OVER_S = 2.0
 class Link:
     """The socket to the keeper, and what both hold. `argument`: see `keeper.worker_argument`.
 
-    `takes_over`: there is a mount to go on with. `unserved`: nobody serves it at present.
+    `takes_over`: there is a mount to go on with. `unserved`: nobody serves it at present. Without
+    `background` the mount is to end with its keeper, unless the service manager keeps it.
     """
 
     def __init__(self, argument: str) -> None:
@@ -42,7 +43,7 @@ class Link:
         self.config: Config = pickle.loads(os.pread(settings["config"], MAX_CONFIG_BYTES, 0))
         self.takes_over: bool = settings["takes_over"]
         self.unserved: bool = settings["unserved"]
-        self._background: bool = settings["background"]
+        self.background: bool = settings["background"]
         self._socket = socket.socket(fileno=settings["link"])
         # mutable
         self._turn: Turn | None = None
@@ -61,7 +62,7 @@ class Link:
     def ready(self) -> None:
         """See daemon.Status."""
         assert self._turn is not None
-        if self._background:
+        if self.background:
             daemon.detach()
         self._told = True
         with contextlib.suppress(BrokenPipeError):  # the keeper was killed: go on without it

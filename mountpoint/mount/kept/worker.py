@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from mountpoint.log.setup import log_location
 from mountpoint.mount import daemon, run
-from mountpoint.mount.kept.keeper import WORKER_NAME, set_name
+from mountpoint.mount.kept.keeper import WORKER_NAME, end_with_parent, set_name
 from mountpoint.mount.kept.link import Link
 
 
@@ -19,6 +19,9 @@ def main(argument: str) -> NoReturn:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     link = Link(argument)
+    if not link.background:
+        # A supervisor that kills what it has started wants to start it again, on that directory.
+        end_with_parent()
     log_hint = log_location(link.config.log)
     daemon.serve(lambda ready: run.run(link.config, ready, link), link, log_hint)
 
