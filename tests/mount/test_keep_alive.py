@@ -539,6 +539,7 @@ def test_a_supervisor_in_the_foreground(store: Store, folder: Path) -> None:
         assert "removed the dead mount" in done.stderr
         os.listdir(path)
 
+
 @pytest.mark.parametrize("where", [[], ["--foreground"]], ids=["background", "foreground"])
 @pytest.mark.parametrize("reason", ["no bucket", "no library"])
 def test_no_mount(store: Store, folder: Path, where: list[str], reason: str) -> None:

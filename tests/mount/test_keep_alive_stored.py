@@ -186,11 +186,10 @@ class Manager:
         """What the programs have written."""
         return self._said.read_text()
 
-    def start(self, *options: str, keep_alive: bool = True) -> None:
+    def start(self, *options: str) -> None:
         """Start the service, and wait until it is ready."""
         ready, kept = self._ready, self.kept
-        keep = ["--keep-alive"] if keep_alive else []
-        command = [str(PROGRAM), self._store.bucket, str(self.path), "--foreground", *keep]
+        command = [str(PROGRAM), self._store.bucket, str(self.path), "--foreground"]
         with self._said.open("a") as said:
             self.program = subprocess.Popen(
                 [
@@ -351,22 +350,20 @@ def test_a_stop_that_is_cut_short(manager: Manager) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "keep_alive", "said"),
+    ("options", "said"),
     [
-        (["--read-only"], True, "other settings now: --read-only"),
-        (["--prefix", "stored/"], True, "other settings now: --prefix, --fsname"),
-        ([], False, "other settings now: --keep-alive"),
+        (["--read-only"], "other settings now: --read-only"),
+        (["--prefix", "stored/"], "other settings now: --prefix, --fsname"),
+        (["--no-keep-alive"], "other settings now: --keep-alive"),
     ],
 )
-def test_other_settings(
-    manager: Manager, program: Program, options: list[str], said: str, *, keep_alive: bool
-) -> None:
+def test_other_settings(manager: Manager, program: Program, options: list[str], said: str) -> None:
     """The mount of before ends, and there is a new one: one line says why."""
     manager.start()
     eventually(lambda: len(manager.kept) == 4)
     file = program.open(manager.path / "stored" / "file")
     manager.kill()
-    manager.start(*options, keep_alive=keep_alive)
+    manager.start(*options)
     assert manager.said.count("has kept") == 1
     assert (
         f"the mount that the service manager has kept cannot go on ({said}): "

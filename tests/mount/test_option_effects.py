@@ -292,6 +292,8 @@ def test_allow_root(store: Store) -> None:
         path.chmod(0o777)
         for options, allowed in (([], False), (["--allow-root"], True)):
             arguments = [store.bucket, str(path), *store_options(store), "--no-log", *options]
+            # That user may not be able to start this interpreter, which a keeper needs.
+            arguments.append("--no-keep-alive")
             script = f"""
                 set -e
                 echo user_allow_other > {folder}/fuse.conf

@@ -9,6 +9,7 @@ import pytest
 from mountpoint.mount.control import SUFFIX, socket_directory
 from tests.conftest import Store
 from tests.mount.mounting import eventually, foreground
+from tools.mounting import serving_process
 
 pytestmark = pytest.mark.mount
 
@@ -30,7 +31,7 @@ def test_modes_and_owners(store: Store, folder: Path) -> None:
     options = ["--cache", str(folder / "cache"), "--log-directory", str(folder / "log")]
     options += ["--staged-writes", str(folder / "staging"), "--allow-overwrite", "--debug"]
     umask = ["sh", "-c", 'umask 0; exec "$@"', "sh"]
-    with foreground(store, folder, *options, before=umask, environ=environ) as (program, path):
+    with foreground(store, folder, *options, before=umask, environ=environ) as (_, path):
         assert (path / "private" / "file").read_bytes() == b"x" * MIB
         (own,) = (folder / "staging").iterdir()
         with (path / "private" / "staged").open("wb") as file:
@@ -43,7 +44,7 @@ def test_modes_and_owners(store: Store, folder: Path) -> None:
                     inner = modes(folder / name)
                     found |= {f"{name}/{each}": mode for each, mode in inner.items()}
         directory = socket_directory(os.environ | environ)
-        (socket,) = directory.glob(f"{program.pid}-*{SUFFIX}")
+        (socket,) = directory.glob(f"{serving_process(path)}-*{SUFFIX}")
         assert stat.S_IMODE(socket.lstat().st_mode) == 0o600
         assert stat.S_IMODE(directory.lstat().st_mode) == 0o700
         assert {each.owner() for each in (socket, directory, own)} == {folder.owner()}

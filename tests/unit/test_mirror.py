@@ -40,8 +40,7 @@ TESTED_IN = {
     "unit/fs/test_setattr.py": "fs/writes/streamed/attributes",
     "mount/test_channel.py": "fuse/_reads fuse/binding fuse/structures",
     "mount/test_keep_alive.py": (
-        "ctl/upgrade fuse/_survival mount/kept/launch mount/kept/link mount/kept/upgrade "
-        "mount/kept/worker"
+        "ctl/upgrade fuse/_survival mount/kept/link mount/kept/upgrade mount/kept/worker"
     ),
     "unit/fs/test_resolver.py": "listing/single_lookup",
     "mount/test_life.py": "mount/build",

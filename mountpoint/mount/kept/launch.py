@@ -14,6 +14,7 @@ import sys
 from typing import Any, NoReturn
 
 from mountpoint.config import Config
+from mountpoint.errors import MountError
 from mountpoint.mount import daemon, preflight
 from mountpoint.mount.kept import keeper, stored
 from mountpoint.system import sd_notify
@@ -38,6 +39,8 @@ def start(config: Config, status: int) -> int:
             # An ignored signal concerns a terminal, which the keeper leaves.
             signal.signal(number, signal.SIG_DFL)
         _become(config, {}, status=status, done="")
+    except MountError as error:
+        os.write(status, daemon.FAILED + str(error).encode())
     finally:
         os._exit(1)
 
@@ -46,7 +49,7 @@ def become(config: Config, done: str, kept: dict[str, int]) -> NoReturn:
     """Become the keeper of a mount in the foreground; it prints `done` when it is mounted.
 
     `kept`: what the service manager has kept of a mount to go on with, by name (`stored`); {}:
-    there is none. Raises OSError.
+    there is none. Raises OSError, and MountError if the keeper does not start.
     """
     _become(config, kept, status=None, done=done)
 
@@ -76,7 +79,15 @@ def _become(config: Config, kept: dict[str, int], *, status: int | None, done: s
         if descriptor is not None:
             os.set_inheritable(descriptor, True)
     command = [sys.executable, *KEEPER, json.dumps(settings), directory]
-    os.execv(command[0], command)
+    try:
+        os.execv(command[0], command)
+    except OSError as error:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise MountError(
+            f"{command[0]} could not be started to keep the mount: {error.strerror}",
+            "mount with --no-keep-alive, which needs no second process",
+        ) from error
 
 
 def _start_worker(config: int, *, takes_over: bool, background: bool) -> tuple[int, int]:
