@@ -105,7 +105,9 @@ def test_kill(store: Store, folder: Path) -> None:
     cache = folder / "cache"
     for each in range(2):
         (inner := folder / f"{each}").mkdir()
-        with mounted(store, inner, *options(cache, "--max-cache-size", "16")) as mount:
+        with mounted(
+            store, inner, "--no-keep-alive", *options(cache, "--max-cache-size", "16")
+        ) as mount:
             threads = [
                 threading.Thread(target=_read_until_it_ends, args=(mount.path, seed))
                 for seed in range(4)

@@ -59,7 +59,8 @@ def as_another(store: Store, folder: Path, cache: Path) -> "subprocess.Completed
         [
             *("unshare", "--mount", "sh", "-c", WITH_DEVICE, str(device)),
             *(sys.executable, "-c", AS_ANOTHER, store.bucket, str(path), "--foreground"),
-            *("--cache", str(cache), *store_options(store)),
+            # That user may not be able to start this interpreter, which a keeper needs.
+            *("--no-keep-alive", "--cache", str(cache), *store_options(store)),
         ],
         env=environment(store.environment | own),
         capture_output=True,

@@ -174,7 +174,7 @@ def test_every_command_as_json(store: Store, folder: Path) -> None:
 
 def test_status_tells_of_mounts_that_do_not_answer(store: Store, folder: Path) -> None:
     """A mount whose process was killed is listed as such, and its socket is removed."""
-    with mounted(store, folder) as mount:
+    with mounted(store, folder, "--no-keep-alive") as mount:
         path = own_socket(mount)
         os.kill(mount.pid, signal.SIGKILL)
         eventually(mount.has_ended)
@@ -407,7 +407,10 @@ def test_unmount_names_programs_that_use_it(mount: Mount) -> None:
 
 def test_unmount_removes_a_dead_mount(store: Store, folder: Path) -> None:
     """A mount whose process was killed is removed, although a program stands in it."""
-    with mounted(store, folder) as mount, program(mount, "print(1); input()"):
+    with (
+        mounted(store, folder, "--no-keep-alive") as mount,
+        program(mount, "print(1); input()"),
+    ):
         os.kill(mount.pid, signal.SIGKILL)
         eventually(mount.has_ended)
         assert errno_of(lambda: os.listdir(mount.path)) is not None
