@@ -318,7 +318,7 @@ def test_kept_files_outlive_later_writers(flat_store: Store, folder: Path) -> No
 
 def test_files_left_by_a_killed_mount(flat_store: Store, folder: Path) -> None:
     """The next mount names the kept file and says what to do, and leaves it there."""
-    with staged(flat_store, folder, "--prefix", "left/") as mount:
+    with staged(flat_store, folder, "--no-keep-alive", "--prefix", "left/") as mount:
         file = (mount.path / "a").open("w+b", buffering=0)
         file.write(b"123")
         os.kill(mount.pid, signal.SIGKILL)

@@ -341,7 +341,7 @@ def close_all(files: list[int]) -> list[int | None]:
 def test_the_mount_is_killed(store: Store, folder: Path) -> None:
     """Closed files exist, others do not, and the next mount works."""
     store.put("dead/over", b"earlier")
-    options = ["--prefix", "dead/", "--allow-overwrite"]
+    options = ["--no-keep-alive", "--prefix", "dead/", "--allow-overwrite"]
     with mounted(store, folder, *options) as mount:
         closed = {f"closed-{size}": BLOB()[:size] for size in SIZES}
         for name, data in closed.items():
@@ -366,7 +366,8 @@ def test_the_mount_is_killed_while_files_are_closed(
     """The files of all successful closes exist, whenever the mount was killed."""
     seed = random.randrange(1 << 30)
     print("seed", seed)
-    with mounted(store, folder, "--prefix", "dying/", endpoint_url=proxy.url) as mount:
+    options = ["--no-keep-alive", "--prefix", "dying/"]
+    with mounted(store, folder, *options, endpoint_url=proxy.url) as mount:
         proxy.faults.append(sometimes(seed, 0.5, delay, every))
         attempts = Attempts(mount.path)
         sources = [random.Random(seed + number) for number in range(WRITERS)]
