@@ -11,7 +11,7 @@ import pytest
 
 from mountpoint.cache.directory import CacheDirectory
 from mountpoint.cache.eviction import Evictor
-from tests.soak import rounds, seeds
+from tests.soak import count_cases, seeds
 from tests.unit.cache.objects import files_of, sum_of
 from tests.unit.cache.processes import churn, objects
 
@@ -49,7 +49,8 @@ def test_kills(tmp_path: Path, seed: int) -> None:
     directory = CacheDirectory.open(path)
     expected = {each.identity: each for each in objects(directory)}
     seen = 0
-    for each in rounds(40):
+    for each in range(40):  # a soak has more seeds
+        count_cases(1)
         pids = [start(path, drawn.randrange(1 << 30)) for _ in range(drawn.choice([1, 1, 2]))]
         time.sleep(drawn.choice([0.001, 0.01, 0.1]) * drawn.random())
         for pid in pids:

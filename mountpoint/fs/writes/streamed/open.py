@@ -104,8 +104,9 @@ class WriteOpener:
     def _is_newest(self, writer: StreamedWriter) -> bool:
         """Whether the object that a writer has uploaded is still the newest version.
 
-        Returns False if this mount has changed it in the meantime. Raises StaleInode or NotFound if
-        another client has replaced or deleted it.
+        Returns False if this mount has changed it in the meantime. If another client has replaced
+        or deleted it, raises StaleInode or NotFound, and NotPermitted while the file is open for
+        appending.
         """
         base = writer.uploaded
         if base is None or writer.removed:
@@ -113,9 +114,12 @@ class WriteOpener:
         try:
             self._mount.newest(writer.inode)
         except (StaleInode, NotFound):
-            if writer.uploaded is base and self._files.find(writer.inode) is writer:
+            if writer.uploaded is not base or self._files.find(writer.inode) is not writer:
+                return False
+            if writer.ended:
                 raise
-            return False
+            # A new lookup finds the same inode, because the name leads to what is being written.
+            raise NotPermitted(BEING_WRITTEN, ANY_ORDER) from None
         return True
 
     def change(

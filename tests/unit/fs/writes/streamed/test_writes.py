@@ -942,6 +942,26 @@ def test_appending_to_a_changed_object() -> None:
         assert world.client.content(b"a") == b"somebody else's"
 
 
+@pytest.mark.parametrize("flags", [os.O_RDONLY, APPEND])
+@pytest.mark.parametrize("now", [b"2", None])
+def test_sharing_what_is_appended_to_a_changed_object(now: bytes | None, flags: int) -> None:
+    """EPERM: a new lookup finds the file that is being written, so ESTALE would reach programs."""
+    with mounted({b"a": b"1"}, allow_append=True) as world:
+        number = world.look(b"a").inode
+        handle = world.fs.open(number, APPEND, OPENER)
+        other = world.fs.open(number, flags, OPENER)
+        world.close(other, OPENER)
+        if now is None:
+            world.client.delete(b"a")
+        else:
+            world.client.put(b"a", now)
+        with pytest.raises(NotPermitted, match="is being written"):
+            world.fs.open(number, flags, OPENER)
+        assert world.look(b"a").inode == number
+        world.close(handle, OPENER)
+        assert writes(world) == []
+
+
 @pytest.mark.parametrize("size", [3, PART + 5])
 def test_a_duplicate_goes_on_after_a_close(size: int) -> None:
     """`exec 5>a; echo 1 >&5; echo 2 >&5`: each echo closes a duplicate, and nothing is lost."""
