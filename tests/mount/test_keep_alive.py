@@ -533,7 +533,8 @@ def test_a_supervisor_in_the_foreground(store: Store, folder: Path) -> None:
         program.kill()
         program.wait()
         eventually(lambda: mount_processes(path) == [])
-        assert errno_of(lambda: os.listdir(path)) == errno.ENOTCONN
+        # The kernel says so to the first access after the death.
+        assert errno_of(lambda: os.listdir(path)) in (errno.ENOTCONN, errno.ECONNABORTED)
         done = run(store.bucket, path, *store_options(store), env=store.environment)
         assert done.returncode == 0, done.stderr
         assert "removed the dead mount" in done.stderr
@@ -574,7 +575,6 @@ def test_status(shared: Kept) -> None:
     os.stat(shared.path / "keep-alive")  # it serves
     done = subprocess.run([ctl, "status", shared.path], capture_output=True, text=True, check=True)
     assert ", restarted " in done.stdout
-    assert "(--keep-alive)" in done.stdout
 
 
 def ctl(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -654,9 +654,10 @@ def test_an_upgrade_that_cannot_mount(
         assert (it.path / "file-10").read_bytes() == files["file-10"]
 
 
-def test_an_upgrade_without_a_keeper(mount: Mount) -> None:
+def test_an_upgrade_without_a_keeper(store: Store, folder: Path) -> None:
     """It is refused."""
-    done = ctl("upgrade", mount.path)
+    with mounted(store, folder, "--no-keep-alive") as it:
+        done = ctl("upgrade", it.path)
     assert done.returncode == 1
     assert "without --no-keep-alive" in done.stderr
 
