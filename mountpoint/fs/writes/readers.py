@@ -22,8 +22,10 @@ from mountpoint.listing.tree import Entry
 from mountpoint.s3.client import ObjectInfo
 
 #: How long readers wait for a writer whose name is looked up again: two requests of the kernel, and
-#: at most one to S3.
-RETURN_S = 1.0
+#: at most one to S3, which may be slow. If the writer does not come, it was killed just then.
+RETURN_S = 5.0
+#: How long a file that is opened by a reference waits until its other readers have closed it.
+CLOSE_S = 1.0
 #: How many threads may wait here. The writer's own requests need one that does not.
 MAX_WAITING = 4
 
@@ -116,7 +118,7 @@ class Readers:
         with self._lock:
             if inode.is_version(entry):
                 return True
-            self._wait(lambda: not self.are_there(inode), RETURN_S)
+            self._wait(lambda: not self.are_there(inode), CLOSE_S)
             if self.are_there(inode) or not self._drop_pages(inode.number):
                 return False
             self._inodes.became(inode, entry.info, fresh_until_s, paged=PageState.NOT)
