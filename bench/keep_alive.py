@@ -20,7 +20,7 @@ from tools import mounting
 FILES = 200
 FILE_BYTES = 10_000
 LARGE_BYTES = 64 << 20
-ROUNDS = 10
+ROUNDS = 60
 #: So that a death does not count as one at the start (`mount/kept/keeper.SERVED_S`).
 SERVED_S = 1.0
 #: Opens send no request.
@@ -70,7 +70,7 @@ def open_and_close(url: str, bucket: str, environment: dict[str, str], options: 
 def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="bench.keep_alive", description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--deaths", type=int, default=10)
     arguments = parser.parse_args()
     with served.embedded(2 * LARGE_BYTES) as server:
