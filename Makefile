@@ -101,8 +101,8 @@ test: checked ## Lint, types, and all tests, also on real mounts
 # two cores.
 .PHONY: check
 check: checked ## Lint, types, and the unit tests that are quick
-	MOUNT_S3_TEST_SOAK=0.25 $(BIN)/python -m pytest -n $$(( ($$(nproc) * 3 + 1) / 2 )) --dist worksteal -m 'not slow' \
-	    tests/unit $(ARGS)
+	MOUNT_S3_TEST_SOAK=0.25 $(BIN)/python -m pytest -n $$(( ($$(nproc) * 3 + 1) / 2 )) \
+	    --dist worksteal -m 'not slow' tests/unit $(ARGS)
 
 # Ten times as many cases get ten times the timeout.
 .PHONY: soak

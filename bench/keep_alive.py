@@ -27,13 +27,6 @@ SERVED_S = 1.0
 OPTIONS = ("--metadata-ttl", "300")
 
 
-def processes(folder: Path) -> tuple[int, int]:
-    """Return the worker and the keeper of a mount."""
-    worker = mounting.serving_process(folder)
-    (keeper,) = set(mounting.mount_processes(folder)) - {worker}
-    return worker, keeper
-
-
 def takeovers(url: str, bucket: str, environment: dict[str, str], deaths: int) -> None:
     """Print how long the first read after a death takes, and the keeper's memory."""
     with served.mounted(url, bucket, environment, OPTIONS) as (folder, _):
@@ -41,7 +34,7 @@ def takeovers(url: str, bucket: str, environment: dict[str, str], deaths: int) -
         seconds = []
         for number in range(deaths):
             time.sleep(SERVED_S)
-            worker, keeper = processes(folder)
+            worker = mounting.serving_process(folder)
             start_s = time.perf_counter()
             os.kill(worker, signal.SIGKILL)
             assert len(os.pread(file, 4096, number << 20)) == 4096
@@ -49,6 +42,7 @@ def takeovers(url: str, bucket: str, environment: dict[str, str], deaths: int) -
         os.close(file)
         median, longest = statistics.median(seconds), max(seconds)
         print(f"first read after a death: {median:.2f} s, at most {longest:.2f} s", flush=True)
+        (keeper,) = mounting.keepers(folder)
         private = Path(f"/proc/{keeper}/smaps_rollup").read_text().split("\nPss:")[1].split()[0]
         print(f"memory of the keeper: {int(private) / 1024:.1f} MiB (PSS)", flush=True)
 

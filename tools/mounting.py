@@ -173,8 +173,18 @@ def logged_counters(log_directory: Path) -> list[dict[str, int]]:
 
 def serving_process(directory: Path) -> int:
     """Return the process that serves the mount, not its keeper."""
-    (pid,) = [pid for pid, program in _mount_programs(directory).items() if program != KEEPER]
+    (pid,) = workers(directory)
     return pid
+
+
+def workers(directory: Path) -> list[int]:
+    """Return the processes that serve the mount, or are to do so."""
+    return [pid for pid, program in _mount_programs(directory).items() if program != KEEPER]
+
+
+def keepers(directory: Path) -> list[int]:
+    """Return the mount's keeper, if it has one."""
+    return [pid for pid, program in _mount_programs(directory).items() if program == KEEPER]
 
 
 def mount_processes(directory: Path) -> list[int]:

@@ -171,7 +171,6 @@ def test_command(command: str, store: Store, flat_store: Store, folder: Path) ->
             path = path or reader.places[PLACES[0]]
             (folder / "list.txt").write_text(f"{path}/logs/a file\n")
             options = ["--endpoint-url", reader.store.endpoint_url, "--cache", str(reader.cache)]
-            options += ["--keep-alive"] if "upgrade" in own else []
             done = run(reader.store.bucket, path, *options, env=reader.variables)
             assert done.returncode == 0, done.stderr
             os.listdir(path)

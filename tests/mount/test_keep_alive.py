@@ -34,12 +34,11 @@ from tests.mount.mounting import (
     store_options,
 )
 from tests.soak import SEED, rounds
-from tools.mounting import is_mounted, mount_processes
+from tools.mounting import is_mounted, keepers, mount_processes, workers
 
 pytestmark = pytest.mark.mount
 
 MIB = 1 << 20
-KEEPER = b"/mount/kept/keeper.py\0"
 
 
 class Kept:
@@ -52,19 +51,12 @@ class Kept:
     @property
     def worker(self) -> int | None:
         """The process that serves, if there is one."""
-        return self._process(is_worker=True)
+        return next(iter(workers(self.mount.root)), None)
 
     @property
     def keeper(self) -> int | None:
-        """The keeper."""
-        return self._process(is_worker=False)
-
-    def _process(self, *, is_worker: bool) -> int | None:
-        for pid in mount_processes(self.mount.root):
-            with contextlib.suppress(OSError):
-                if (KEEPER in Path(f"/proc/{pid}/cmdline").read_bytes()) != is_worker:
-                    return pid
-        return None
+        """The keeper, if it is alive."""
+        return next(iter(keepers(self.mount.root)), None)
 
     def kill(self) -> int:
         """Kill the worker; return the one that follows it, when it has been started."""
@@ -516,9 +508,9 @@ def test_a_keeper_in_the_foreground(store: Store, folder: Path, files: dict[str,
         environ = {"NOTIFY_SOCKET": str(address)}
         with foreground(store, folder, *options, environ=environ) as (program, path):
             assert manager.recv(4096).startswith(b"READY=1\nSTATUS=")
-            workers = [pid for pid in mount_processes(path) if pid != program.pid]
-            assert len(workers) == 1
-            os.kill(workers[0], signal.SIGKILL)
+            serving = workers(path)
+            assert len(serving) == 1
+            os.kill(serving[0], signal.SIGKILL)
             assert (path / "file-300000").read_bytes() == files["file-300000"]
             program.send_signal(signal.SIGINT)
             assert program.wait(timeout=30) == 0
@@ -552,7 +544,7 @@ def test_no_mount(store: Store, folder: Path, where: list[str], reason: str) -> 
         (folder / "llfuse.py").write_text("raise ImportError('it is not there')")
     (folder / "mnt").mkdir()
     said = []
-    for keep in ([], ["--keep-alive"]):
+    for keep in (["--no-keep-alive"], []):
         done = subprocess.run(
             [PROGRAM, *keep, *where, *store_options(store), bucket, folder / "mnt"],
             env=environ,

@@ -106,7 +106,7 @@ def test_a_short_log(kept: Kept) -> None:
         assert short.read().records("handle") == {1: {"inode": 5}, 2: {"inode": 6}}
 
 
-def test_it_stays_small(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outdated lines are left out when it is full; it grows with what counts."""
     drawn = random.Random(SEED)
     monkeypatch.setattr(module, "MIN_BYTES", 2000)
