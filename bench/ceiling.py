@@ -219,11 +219,12 @@ def main() -> int:
     for each in kernel_half():
         print(each, flush=True)
     with run.store(arguments) as (url, bucket, environment):
+        os.environ.update(environment)  # botocore looks for the keys there
         client = connect(
             BucketConfig(bucket, region="us-east-1", endpoint_url=url, force_path_style=True),
             CredentialsConfig(),
             ClientConfig(),
-            os.environ | environment,
+            os.environ,
             threading.Event(),
             Meters(),
         )
