@@ -66,10 +66,10 @@ class BlockCache:
         version = self._version(info)
         return None if version is None else CachedObject(self._disk, version, info)
 
-    def holds(self, info: ObjectInfo, start: int, stop: int) -> bool:
-        """Whether all of [start, stop) of this version is here. It may go away."""
+    def expect(self, info: ObjectInfo) -> bool:
+        """Prepare to be read if all of this version is here, and return that. It may go away."""
         cached = self.object(info)
-        return cached is not None and all(held for _, _, held in cached.split(start, stop))
+        return cached is not None and cached.expect()
 
     def missing(self, info: ObjectInfo, start: int, stop: int) -> list[Range]:
         """Return the ranges of [start, stop), cut at blocks, that are not here."""

@@ -91,6 +91,17 @@ class CachedObject:
         finally:
             self._disk.health.end(operation)
 
+    def expect(self) -> bool:
+        """Whether all bytes are here. Then a local disk begins to read the first block.
+
+        That is all of a small object, for which a program would wait as long as for the rest of its
+        open, read and close.
+        """
+        there = all(held for _, _, held in self.split(0, self._info.size_bytes))
+        if there and self._disk.lookups is None:
+            self._version.expect(0)
+        return there
+
     def widened(self, start: int, stop: int) -> Range:
         """Return the range of the small blocks that have [start, stop)."""
         stop += -stop % SMALL_BYTES

@@ -18,7 +18,7 @@ walk has passed them, or when there are no opens for a while (`sweep`). Nothing 
 memory is short.
 
 Once a walk is trusted, the next files are looked up for many opens at once. Files that the data
-cache has are not fetched.
+cache has are not fetched; its disk begins to read them.
 
 This module does not know the order of files (the caller does), and never waits. A failed fetch is
 not used; but if the version no longer exists, the open gets that error.
@@ -275,7 +275,7 @@ class FilePrefetcher:
             return True
         if self._walk_of.setdefault(info.key, walk) is not walk:
             return True  # another walk has it
-        if self._cache is not None and self._cache.holds(info, 0, size):
+        if self._cache is not None and self._cache.expect(info):
             if len(walk.cached) >= MAX_FILES + LATE_OPENS:
                 walk.cached.clear()
             walk.cached.add(info.key)

@@ -129,6 +129,19 @@ cdef bint is_there(const version_t* version, long long number) noexcept nogil:
     return faccessat(version.store.directory, path, F_OK, 0) == 0
 
 
+cdef bint expect_block(const version_t* version, long long number) noexcept nogil:
+    """Let the kernel begin to read the file of a block; False if there is none."""
+    cdef char path[MAX_PATH_BYTES]
+    cdef int file
+    path_of(version, number, path)
+    file = open_to_read(version.store.directory, path)
+    if file < 0:
+        return False
+    prefetch(file, 0, block_size(version, number) + MAX_TRAILER_BYTES)
+    close(file)
+    return True
+
+
 cdef bint has_small(version_t* version) noexcept nogil:
     """Whether there are small blocks of this version; one look at the disk."""
     cdef char path[MAX_PATH_BYTES]
@@ -498,6 +511,13 @@ cdef class CachedVersion:
         cdef bint found
         with nogil:
             found = is_there(self.version, number)
+        return found
+
+    def expect(self, long long number):
+        """Let the disk begin to read a block, and do not wait for it. Whether it is there."""
+        cdef bint found
+        with nogil:
+            found = expect_block(self.version, number)
         return found
 
     def held_until(self, long long start, long long stop):

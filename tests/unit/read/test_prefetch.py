@@ -110,7 +110,7 @@ def test_the_next_files_are_looked_up_for_many_opens(
 ) -> None:
     """A walk looks the next files up once for each window, and each file in the data cache once."""
     names, blocks = 0, 0
-    find, holds = ListingCache._find, BlockCache.holds
+    find, expect = ListingCache._find, BlockCache.expect
 
     def count_names(*args: Any) -> Any:
         nonlocal names
@@ -120,7 +120,7 @@ def test_the_next_files_are_looked_up_for_many_opens(
     def count_blocks(*args: Any) -> bool:
         nonlocal blocks
         blocks += 1
-        return holds(*args)
+        return expect(*args)
 
     with directory(200, cache=str(tmp_path)) as it:
         for index in range(200):
@@ -128,7 +128,7 @@ def test_the_next_files_are_looked_up_for_many_opens(
         assert it.world.cache is not None
         assert it.world.cache.wait(SAFE_S)
         monkeypatch.setattr(ListingCache, "_find", count_names)
-        monkeypatch.setattr(BlockCache, "holds", count_blocks)
+        monkeypatch.setattr(BlockCache, "expect", count_blocks)
         it.gets()
         for index in range(200):
             it.read(index)
@@ -497,7 +497,7 @@ def test_cached_files_are_looked_up_once() -> None:
         def __init__(self) -> None:
             self.looked_up = 0
 
-        def holds(self, *_: object) -> bool:
+        def expect(self, _: object) -> bool:
             self.looked_up += 1
             return True
 

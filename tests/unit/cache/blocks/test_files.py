@@ -99,6 +99,32 @@ def test_what_is_held(directory: CacheDirectory) -> None:
     assert cached.read(BLOCK_BYTES, 3 * BLOCK_BYTES + 1) == (MISSING, None)
 
 
+def test_expected_blocks(directory: CacheDirectory) -> None:
+    """The kernel reads a block that is expected, before a program needs it."""
+    cached = Cached.of(directory, content(SMALL))
+    assert not cached.version.expect(0)
+    cached.write()
+    size = os.stat(cached.path(0)).st_size
+    with open(cached.path(0), "rb") as file:
+        os.fsync(file)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if is_in_memory(file.fileno(), size):
+            pytest.skip("the files are in memory (tmpfs)")
+        assert cached.version.expect(0)
+        until_s = time.monotonic() + 20.0
+        while not is_in_memory(file.fileno(), size):
+            assert time.monotonic() < until_s, "the disk was not asked"
+            time.sleep(0.001)
+
+
+def is_in_memory(file: int, size: int) -> bool:
+    """Whether a file can be read without the disk."""
+    try:
+        return os.preadv(file, [bytearray(size)], 0, os.RWF_NOWAIT) == size
+    except BlockingIOError:
+        return False
+
+
 def test_wrong_arguments(small: Cached) -> None:
     """Ranges and blocks that the object does not have are refused."""
     version = small.version
