@@ -48,6 +48,10 @@ from mountpoint.read.stream import Bytes
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.system.memory import drop_leftovers, give_back
 
+#: The kernel learns the attributes of so many entries of each listing. It then keeps an inode for
+#: each of them, and so does the mount: 330 bytes.
+MANY_ENTRIES = 10_000
+
 #: Inodes of 3 MB. Memory is given back when at least this many inodes, and as many as are left,
 #: have been forgotten, so that the cost per inode stays small; and only after a second without
 #: forgets, because they come in batches.
@@ -107,6 +111,8 @@ class FileSystem:
         self._attribute_view = attribute_view
         # constants
         self._ttl_s = ttl_s
+        # mutable
+        self._looked_up_in = InodeNumber(0)  # the directory of the last lookup
         # mutable, used by `sweep` only: inodes forgotten by its last call, and its last give-back
         self._forgotten = 0
         self._given_back = 0
@@ -118,6 +124,7 @@ class FileSystem:
         if self._reopened.expected:
             self._reopened.looked_up(thread)
         directory = self._directory(parent)
+        self._looked_up_in = parent
         if len(name) > tree.MAX_NAME_BYTES:
             raise NameTooLong(f"{len(name)} bytes; a name may have at most {tree.MAX_NAME_BYTES}")
         writer = self._local.file(directory.key, name)
@@ -232,6 +239,18 @@ class FileSystem:
     ) -> list[DirectoryEntry]:
         """See Directories."""
         return self._directories.read(self._open_directories.get(number), position, count)
+
+    def has_use_for_attributes(self, number: HandleNumber, position: int) -> bool:
+        """Whether the kernel should learn the attributes of entries that a directory lists.
+
+        If a directory has many, it learns those of the others once programs look some of them up.
+        """
+        if position < MANY_ENTRIES:
+            return True
+        handle = self._open_directories.get(number)
+        if self._looked_up_in == handle.inode.number:
+            handle.looked_up = True
+        return handle.looked_up
 
     def lookup_listed(self, number: HandleNumber, entry: DirectoryEntry) -> Attributes | None:
         """Look up an entry that an open directory lists, as `lookup` does, without a request.

@@ -138,6 +138,7 @@ class DirectoryHandle:
     `rewind`. Positions stay valid until then. `process` is the process that opened the directory;
     `first` is the prefetched start of the first listing, if that process walks the tree. `local`
     returns the entries that are not in the bucket; they follow those of the bucket.
+    `looked_up`: programs have looked up names that it lists.
 
     The listing has its own lock, and is replaced in one step of the interpreter.
     """
@@ -158,6 +159,7 @@ class DirectoryHandle:
         self._new_listing = partial(DirectoryListing, inode.key, client, retry_policy, listings)
         self._local = local
         # mutable
+        self.looked_up = False  # whether programs look up the names that it lists
         self._listing = self._new_listing(first)
         self._beside = local()
 

@@ -138,7 +138,7 @@ cdef mount_function real_mount = NULL
 
 # One mount per process. Written by the thread that gets INIT, before any second request.
 cdef bint wanted = False
-cdef bint listings_wanted = False  # those with attributes
+cdef uint32_t listings_wanted = 0  # flags of INIT for those with attributes
 cdef int taken = -1  # /dev/fuse, mounted by another process
 cdef int mounted = -1  # /dev/fuse
 cdef void* channel = NULL
@@ -201,8 +201,7 @@ cdef void complete(const InitIn* asked, const void* short_answer, InitOut* answe
     answer.minor = min(asked.minor, <uint32_t>MINOR)
     answer.max_readahead = max(answer.max_readahead, <uint32_t>READ_AHEAD_BYTES)
     answer.flags |= asked.flags & (MAX_PAGES | PARALLEL_DIROPS | ASYNC_DIO)
-    if listings_wanted:
-        answer.flags |= asked.flags & (DO_READDIRPLUS | READDIRPLUS_AUTO)
+    answer.flags |= asked.flags & listings_wanted
     answer.max_background = BACKGROUND
     answer.congestion_threshold = CONGESTION
     answer.time_gran_ns = 1
@@ -480,10 +479,13 @@ def want(bint yes):
         wanted = False
 
 
-def want_attributes(bint yes):
-    """Set before mounting whether the kernel may ask for the attributes of listed entries."""
+def want_attributes(bint yes, bint always=False):
+    """Set before mounting whether the kernel asks for the attributes of listed entries.
+
+    Unless `always`, it asks for them at the start of a listing, and later if programs use them.
+    """
     global listings_wanted
-    listings_wanted = yes
+    listings_wanted = 0 if not yes else DO_READDIRPLUS if always else DO_READDIRPLUS | READDIRPLUS_AUTO
 
 
 def take(int number):

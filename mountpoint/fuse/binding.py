@@ -78,13 +78,14 @@ def library_version() -> str:
     return f"{major}.{minor}"
 
 
-def widen(wanted: bool, *, attributes: bool = False) -> None:
+def widen(wanted: bool, *, attributes: bool = False, always: bool = False) -> None:
     """Set before mounting whether to negotiate with the kernel what libfuse cannot.
 
-    `attributes`: among that, listings with the attributes of their entries.
+    `attributes`: among that, listings with the attributes of their entries; `always`: also if no
+    program has used those at the start of the listing.
     """
     _channel.want(wanted)
-    _channel.want_attributes(attributes)
+    _channel.want_attributes(attributes, always)
 
 
 def serve_lane(meters: Meters) -> None:

@@ -226,11 +226,14 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         Each entry with attributes counts as a lookup of its inode.
         """
         lines, attributes, looked_up = [], [], []
+        used = self._fs.has_use_for_attributes(fh, off)
         for entry in self._fs.readdir(fh, off, room // entries.MIN_BYTES):
             room -= entries.size_of(entry.name)
             if room < 0:
                 break
-            known = None if entry.name in DOTS else self._fs.lookup_listed(fh, entry)
+            known = None
+            if used and entry.name not in DOTS:
+                known = self._fs.lookup_listed(fh, entry)
             attributes.append(entries.UNKNOWN if known is None else entries.entry_out(known))
             if known is not None:
                 looked_up.append(known.inode)

@@ -15,7 +15,7 @@ import pytest
 from mountpoint.listing.prefetch import MAX_AGE_S
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy
-from tests.mount.mounting import mounted
+from tests.mount.mounting import Mount, mounted
 from tests.mount.test_ctl import done
 
 pytestmark = pytest.mark.mount
@@ -150,6 +150,28 @@ def attributes_of(path: Path) -> dict[str, tuple[int, ...]]:
     }
 
 
+def lookups_of(mount: Mount) -> int:
+    """Return how many names were looked up."""
+    meters = json.loads(done("stats", mount.path, "--once", "--json"))["meters"]
+    lookup = meters["operations"].get("lookup")
+    return lookup["us"]["count"] if lookup else 0
+
+
+@pytest.mark.parametrize(("ttl_s", "looked_up"), [(60, 0), (59, 800)])
+def test_files_that_were_listed_before(
+    flat_store: Store, folder: Path, ttl_s: int, looked_up: int
+) -> None:
+    """With a long ttl a program that lists names, and then uses them, looks none up."""
+    prefix = "walk/listed/"
+    names = [f"{number:04d}" + "n" * 50 for number in range(1000)]
+    with mounted(flat_store, folder, "--prefix", prefix, "--metadata-ttl", str(ttl_s)) as mount:
+        flat_store.put_all({prefix + name: b"x" for name in names})
+        assert sorted(os.listdir(mount.path)) == names
+        assert all((mount.path / name).stat().st_size == 1 for name in names)
+        found = lookups_of(mount)
+        assert found >= looked_up if looked_up else found == 0
+
+
 def test_a_listing_brings_the_attributes(flat_store: Store, folder: Path) -> None:
     """`ls -l` looks up few names: the listing has their attributes, the same as lookups give."""
     prefix = "walk/attributes/"
@@ -166,9 +188,7 @@ def test_a_listing_brings_the_attributes(flat_store: Store, folder: Path) -> Non
             flat_store, place, "--prefix", prefix, "--metadata-ttl", "60", *options
         ) as mount:
             found.append(attributes_of(mount.path))
-            meters = json.loads(done("stats", mount.path, "--once", "--json"))["meters"]
-            lookup = meters["operations"].get("lookup")
-            lookups.append(lookup["us"]["count"] if lookup else 0)
+            lookups.append(lookups_of(mount))
     assert {name: each[5] for name, each in found[0].items() if name != "below"} == sizes
     below = [each.pop("below") for each in found]
     assert found[0] == found[1]

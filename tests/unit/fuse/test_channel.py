@@ -67,12 +67,15 @@ def test_listings_with_attributes(offered: int) -> None:
     """The kernel may ask for them if the mount wants that and the kernel offers it."""
     asked = request(45, MAX_PAGES | offered)
     assert OUT.unpack(_channel.completed_init(asked, ANSWER))[3] == ANSWERED | MAX_PAGES
-    _channel.want_attributes(True)
     try:
+        _channel.want_attributes(True)
         answer = _channel.completed_init(asked, ANSWER)
+        _channel.want_attributes(True, always=True)
+        always = _channel.completed_init(asked, ANSWER)
     finally:
         _channel.want_attributes(False)
     assert OUT.unpack(answer)[3] == ANSWERED | MAX_PAGES | offered
+    assert OUT.unpack(always)[3] == ANSWERED | MAX_PAGES | (offered & DO_READDIRPLUS)
 
 
 @pytest.mark.parametrize(("asked", "answer"), [(REQUEST[:15], ANSWER), (REQUEST, ANSWER + b"x")])

@@ -15,6 +15,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from mountpoint import errors
+from mountpoint.fs import filesystem
 from mountpoint.fs.inodes import ROOT, InodeNumber
 from mountpoint.fs.session.log import SessionLog, new_log
 from mountpoint.fuse import entries, operations
@@ -565,6 +566,25 @@ def test_a_listing_with_attributes(adapter: Adapter, listed: Any) -> None:
         assert found[name] == entries.entry_out(attributes)
         adapter("forget", [(number, 2)])
         assert adapter.fails("getattr", number, CTX)[0] == "ESTALE"
+
+
+def test_a_long_listing(adapter: Adapter, listed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After many entries only those listings have attributes whose names are looked up."""
+    monkeypatch.setattr(filesystem, "MANY_ENTRIES", 3)
+
+    def known(handle: int, position: int) -> list[bytes]:
+        return [name for name, found in listed(adapter, handle, position, 4096) if found]
+
+    handle, other = (adapter("opendir", ROOT, CTX) for _ in range(2))
+    adapter("readdir", handle, 0)
+    assert known(handle, 3) == []
+    directory = adapter.look(b"d").st_ino
+    assert known(handle, 4) == [b"e"]
+    adapter.look(b"b", directory)
+    fs = adapter.world.fs
+    # What is known of a listing does not change with the lookups in other directories.
+    assert [fs.has_use_for_attributes(each, 3) for each in (handle, other)] == [True, False]
+    assert fs.has_use_for_attributes(other, 2)
 
 
 def test_entries_that_the_kernel_knows(adapter: Adapter, listed: Any) -> None:
