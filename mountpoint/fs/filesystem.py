@@ -14,6 +14,7 @@ short (docs/semantics.md has all of it):
 """
 
 import contextlib
+import os
 import time
 from functools import partial
 from typing import NamedTuple
@@ -39,6 +40,7 @@ from mountpoint.fs.overlay import OverlayNames
 from mountpoint.fs.posix_metadata import NOTHING, FileAttributes
 from mountpoint.fs.resolver import Resolver
 from mountpoint.fs.writes.backend import WriteBackend
+from mountpoint.fs.writes.readers import Readers
 from mountpoint.fs.writes.rename import Renamer
 from mountpoint.fs.writes.reopen import ReopenedInodes
 from mountpoint.fs.writes.unlink import Remover
@@ -88,6 +90,7 @@ class FileSystem:
         open_directories: HandleTable[DirectoryHandle],
         directories: Directories,
         opener: Opener,
+        readers: Readers,
         reopened: ReopenedInodes,
         backend: WriteBackend,
         remover: Remover,
@@ -104,6 +107,7 @@ class FileSystem:
         self._open_directories = open_directories
         self._directories = directories
         self._opener = opener
+        self._readers = readers
         self._reopened = reopened
         self._backend = backend
         self._remover = remover
@@ -134,6 +138,8 @@ class FileSystem:
         entry, fresh_until_s = self._resolver.resolve(directory, name)
         if refreshes != self._caches.refreshes:  # the answer may be older than the refresh
             fresh_until_s = 0.0
+        if self._readers.expected:
+            self._readers.make_way(directory, entry)
         inode = self._inodes.looked_up(directory, entry, fresh_until_s)
         return self._attribute_view.attributes(inode, inode.fresh_until_s - time.monotonic())
 
@@ -214,7 +220,7 @@ class FileSystem:
         try:
             if size_bytes is not None:
                 truncate = partial(self._truncate, inode, size_bytes, handle)
-                self._reopened.up_to_date(inode, thread, truncate)
+                self._reopened.up_to_date(inode, thread, truncate, writes=True)
                 return self._attribute_view.attributes(inode, 0.0)  # it may be no version any more
             attributes = FileAttributes(mode, uid, gid, mtime_ns)
             writer = self._local.writer(inode)
@@ -317,7 +323,8 @@ class FileSystem:
         if inode.is_directory:
             raise IsADirectory()
         open_it = partial(self._opener.open, inode, flags, process)
-        return self._files.add(self._reopened.up_to_date(inode, thread, open_it))
+        writes = flags & (os.O_WRONLY | os.O_TRUNC | os.O_APPEND) != 0
+        return self._files.add(self._reopened.up_to_date(inode, thread, open_it, writes=writes))
 
     def opened_before(
         self, request: int, *, creates: bool = False

@@ -26,6 +26,7 @@ from mountpoint.fs.handles import HandleTable, OpenFile
 from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable, PageState
 from mountpoint.fs.resolver import Resolver, newest
 from mountpoint.fs.writes.backend import WriteBackend
+from mountpoint.fs.writes.open_flags import changes
 from mountpoint.fs.writes.readers import Readers
 from mountpoint.listing.cache import ListingCache
 from mountpoint.native._lane import Lane
@@ -203,6 +204,8 @@ class Opener:
         try:
             changing = self._open_to_write(inode, flags, process)
             if changing is not None:
+                if changes(flags):  # it may have joined another writer
+                    self._readers.arrived(inode)
                 return changing
             try:
                 handle = self._open_to_read(inode, flags, process)
@@ -214,9 +217,13 @@ class Opener:
             raise
         except (PreconditionFailed, NotFound, StaleInode) as error:
             self._inodes.released(inode)
+            if changes(flags) and not isinstance(error, NotFound):
+                self._readers.expect(inode)
             raise self._missed(inode, flags, error) from None
         except BaseException:
             self._inodes.released(inode)
+            if changes(flags):
+                self._readers.arrived(inode)
             raise
         if self._on_open(inode.key, handle.looked_at):
             handle.read_exactly()

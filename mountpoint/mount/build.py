@@ -156,6 +156,7 @@ def build_filesystem(
         open_directories=open_directories,
         directories=directories,
         opener=opener,
+        readers=readers,
         reopened=reopened,
         backend=backend,
         remover=Remover(context, resolver, backend),

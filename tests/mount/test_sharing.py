@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import Store
 from tests.mount.mounting import Mount, content, errno_of, eventually, mounted, pending
 from tests.mount.test_rename import OPTIONS
+from tests.soak import rounds
 
 OLD = os.urandom(300_000)
 ALL = ["--allow-overwrite", "--allow-append", "--allow-delete"]
@@ -172,7 +173,12 @@ def follow(path: Path, tmp_path: Path) -> None:
 
 def test_readers_come_all_the_time(streamed: Mount, place: Path, flat_store: Store) -> None:
     """A file with ever new readers can be replaced, and each reader sees one version."""
-    path, ended = place / "busy", threading.Event()
+    for number in rounds(5):
+        _replace_while_it_is_read(place / f"busy{number}", streamed, flat_store)
+
+
+def _replace_while_it_is_read(path: Path, mount: Mount, store: Store) -> None:
+    ended = threading.Event()
     versions = [bytes([number]) * 50_000 for number in range(10)]
     path.write_bytes(versions[0])
     mixed: list[bytes] = []
@@ -194,7 +200,7 @@ def test_readers_come_all_the_time(streamed: Mount, place: Path, flat_store: Sto
     try:
         for version in versions:
             path.write_bytes(version)
-            assert stored(flat_store, streamed, path) == version
+            assert stored(store, mount, path) == version
     finally:
         ended.set()
         for reader in readers:

@@ -5,8 +5,9 @@ nothing is written through an inode that is open for reading. Its readers keep t
 version that they opened, and the writer gets Superseded (ESTALE). The kernel then looks the name up
 again, finds another inode, and opens that one for the writer.
 
-The kernel does so only once. It would fail if a reader opened the new inode in between, so readers
-wait until the writer has arrived.
+The kernel does so only once. So that lookup must lead to an inode without readers (`make_way`): the
+newest version may have readers, too, if the kernel has led the writer to an earlier one. And no
+reader may open the new inode in between, so readers wait until the writer has arrived.
 
 A program that opens a file by a reference (/proc/self/fd/N) always opens the same inode (`reopen`).
 """
@@ -44,22 +45,22 @@ class Readers:
         # dependencies
         self._inodes = inodes
         self._drop_pages = drop_pages
-        # mutable, guarded by _lock, which is that of _changed
+        # mutable, guarded by _lock, which is that of _changed; `expected` is also read without it
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._watchers = 0  # calls that wait for _counts or _expected to change
+        self._watchers = 0  # calls that wait for _counts or expected to change
         self._counts: dict[InodeNumber, int] = {}
         #: By key: until when a writer is expected (monotonic clock).
-        self._expected: dict[bytes, float] = {}
+        self.expected: dict[bytes, float] = {}
         self._waiting = 0
 
     def begin(self, inode: Inode) -> None:
         """Count a reader. If a writer is expected, wait for it first."""
         with self._lock:
-            expected_s = self._expected.get(inode.key) if self._expected else None
+            expected_s = self.expected.get(inode.key) if self.expected else None
             if expected_s is not None:
                 left_s = expected_s - time.monotonic()
-                self._wait(lambda: inode.key not in self._expected, left_s)
+                self._wait(lambda: inode.key not in self.expected, left_s)
             self._counts[inode.number] = self._counts.get(inode.number, 0) + 1
 
     def end(self, inode: Inode) -> None:
@@ -87,19 +88,38 @@ class Readers:
 
     def leave(self, inode: Inode) -> NoReturn:
         """Leave an inode to its readers, and raise Superseded for the writer."""
-        now_s = time.monotonic()
-        with self._lock:
-            late = [key for key, until_s in self._expected.items() if until_s <= now_s]
-            for key in late:
-                del self._expected[key]
-            self._expected[inode.key] = now_s + RETURN_S
+        self.expect(inode)
         self._inodes.disown(inode, inode.info)
         raise Superseded("other programs have the file open: it gets a new inode")
 
-    def arrived(self, inode: Inode) -> None:
-        """Note that the expected writer has opened an inode; wake the readers that wait for it."""
+    def expect(self, inode: Inode) -> None:
+        """Note that a writer will look up the name of an inode again, because it gets ESTALE."""
+        now_s = time.monotonic()
         with self._lock:
-            if self._expected.pop(inode.key, None) is not None:
+            late = [key for key, until_s in self.expected.items() if until_s <= now_s]
+            for key in late:
+                del self.expected[key]
+            self.expected[inode.key] = now_s + RETURN_S
+
+    def make_way(self, directory: Inode, entry: Entry) -> None:
+        """Leave the inode to which a name leads to its readers, if a writer is expected.
+
+        So the lookup gets a new inode. Nothing is to do while `expected` is empty.
+        """
+        expected_s = self.expected.get(directory.key + entry.name)
+        if expected_s is None or expected_s <= time.monotonic():
+            return
+        inode = self._inodes.find(directory, entry)
+        # The kernel may have the last page of a file to which the writer appends.
+        if inode is not None and (self.are_there(inode) or inode.paged):
+            self._inodes.disown(inode, inode.info)
+
+    def arrived(self, inode: Inode) -> None:
+        """Note that the expected writer has opened an inode, or will not; wake those that wait."""
+        if not self.expected:
+            return
+        with self._lock:
+            if self.expected.pop(inode.key, None) is not None:
                 self._changed.notify_all()
 
     def became(self, inode: Inode, info: ObjectInfo) -> bool:

@@ -4,13 +4,17 @@ After ESTALE the kernel looks a name up again, and opens the inode of the newest
 reference has no name to look up, so the kernel opens the same inode again, and its thread looks up
 nothing in between. That inode then becomes the version that its name has now, once no reader of an
 earlier one has it open.
+
+The kernel tries twice only. If the second inode is stale, too, the program gets ESTALE, and may
+open the name again; the kernel can lead it to the same inode without a lookup. That is no
+reference.
 """
 
 import functools
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from mountpoint.errors import NO_OPTION, NoSuchEntry, NotFound, NotPermitted, StaleInode
 from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable
@@ -27,6 +31,16 @@ T = TypeVar("T")
 AGAIN_S = 1.0
 
 BY_DESCRIPTOR_HINT = f"{NO_OPTION}open it by its name, not by a descriptor (/proc/self/fd)"
+
+
+class _Stale(NamedTuple):
+    """What a thread found stale: an inode's number, and until when (monotonic clock) the kernel may
+    try again. `looked_up`: after a lookup, so for the last time.
+    """
+
+    number: InodeNumber
+    until_s: float
+    looked_up: bool
 
 
 class ReopenedInodes:
@@ -57,8 +71,8 @@ class ReopenedInodes:
         self._ttl_s = ttl_s
         # mutable, guarded by _lock
         self._lock = threading.Lock()
-        #: Until when (monotonic clock) a thread is expected after its new lookup.
-        self.expected: dict[tuple[InodeNumber, int], float] = {}
+        #: By thread, as long as the kernel may try again.
+        self.expected: dict[int, _Stale] = {}
 
     def is_reopened(self, inode: Inode, thread: int) -> bool:
         """Whether a thread opens the same inode again; else note that a new lookup is due.
@@ -68,12 +82,15 @@ class ReopenedInodes:
         now_s = time.monotonic()
         with self._lock:
             self.expected = {
-                key: until_s for key, until_s in self.expected.items() if until_s > now_s
+                each: stale for each, stale in self.expected.items() if stale.until_s > now_s
             }
-            if self.expected.pop((inode.number, thread), None) is not None:
+            before = self.expected.pop(thread, None)
+            if before is not None and before.looked_up:
+                return False
+            if before is not None and before.number == inode.number:
                 return True
             if thread:
-                self.expected[inode.number, thread] = now_s + AGAIN_S
+                self.expected[thread] = _Stale(inode.number, now_s + AGAIN_S, looked_up=False)
             return False
 
     def looked_up(self, thread: int) -> None:
@@ -83,18 +100,33 @@ class ReopenedInodes:
         name again. Nothing is to do while `expected` is empty.
         """
         with self._lock:
-            for key in [key for key in self.expected if key[1] == thread]:
-                del self.expected[key]
+            before = self.expected.get(thread)
+            if before is not None:
+                self.expected[thread] = before._replace(looked_up=True)
 
-    def up_to_date(self, inode: Inode, thread: int, act: Callable[[], T]) -> T:
-        """Run `act`; where it finds a stale inode that can be updated, do that and repeat it."""
+    def up_to_date(
+        self, inode: Inode, thread: int, act: Callable[[], T], *, writes: bool = False
+    ) -> T:
+        """Run `act`; where it finds a stale inode that can be updated, do that and repeat it.
+
+        `writes`: it changes the file, so readers may be waiting for it.
+        """
         try:
-            return act()
+            done = act()
         except StaleInode:
             if not self.is_reopened(inode, thread):
                 raise
-            self.catch_up(inode)
+            try:
+                self.catch_up(inode)
+            except NotPermitted:
+                if writes:
+                    self._readers.arrived(inode)  # it will not come
+                raise
             return act()
+        if self.expected:
+            with self._lock:
+                self.expected.pop(thread, None)
+        return done
 
     def catch_up(self, inode: Inode) -> None:
         """Make an inode the newest version of its name.
@@ -102,13 +134,6 @@ class ReopenedInodes:
         Raises NotPermitted while others read an earlier version through it, or write the file;
         NoSuchEntry, and S3Errors.
         """
-        try:
-            self._catch_up(inode)
-        except NotPermitted:
-            self._readers.arrived(inode)  # the expected writer will not come
-            raise
-
-    def _catch_up(self, inode: Inode) -> None:
         requested_at_s = time.monotonic()
         try:
             start = functools.partial(self._client.head, inode.key)

@@ -10,6 +10,7 @@ import pytest
 
 from mountpoint.config import MIB, WriteConfig
 from mountpoint.errors import (
+    AccessDenied,
     BadHandle,
     NoSuchEntry,
     NotPermitted,
@@ -121,6 +122,85 @@ def test_a_reader_of_an_inode_that_was_left(world: Mounted) -> None:
     open_as_kernel(world, b"a", OVERWRITE, ONE)
     with pytest.raises(StaleInode):
         world.fs.open(number, os.O_RDONLY)
+
+
+@pytest.mark.parametrize("flags", [OVERWRITE, APPEND])
+@pytest.mark.parametrize("closed", [False, True])
+def test_readers_of_two_versions(world: Mounted, flags: int, closed: bool) -> None:
+    """A writer gets an inode without readers, although the newest version has readers, too.
+
+    The kernel looks up only once. It may know the inode of an earlier version by the name still.
+    """
+    number = world.look(b"a").inode
+    earlier = world.fs.open(number, os.O_RDONLY)
+    world.client.put(b"a", b"others'")
+    world.pass_s(2.0)
+    newest = world.look(b"a").inode
+    later = world.fs.open(newest, os.O_RDONLY)
+    assert bytes(world.fs.read(later, 0, 100)) == b"others'"
+    if closed:
+        world.fs.release(later)
+    with pytest.raises(StaleInode):
+        world.fs.open(number, flags, ONE)
+    writer = world.fs.open(world.look(b"a").inode, flags, ONE)
+    world.fs.write(writer, 0 if flags & os.O_TRUNC else 7, b"mine")
+    world.close(writer, ONE)
+    assert world.client.content(b"a") == (b"mine" if flags & os.O_TRUNC else b"others'mine")
+    assert bytes(world.fs.read(earlier, 0, 100)) == b"earlier"
+    if not closed:
+        assert bytes(world.fs.read(later, 0, 100)) == b"others'"
+    world.fs._inodes.check()
+
+
+def test_a_name_that_leads_to_the_same_inode_again(world: Mounted) -> None:
+    """A program that opens a name again after ESTALE, without a lookup, has no reference."""
+    numbers = [world.look(b"a").inode]
+    for content in (b"theirs", b"theirs, later"):
+        world.client.put(b"a", content)
+        with pytest.raises(StaleInode):
+            world.fs.open(numbers[-1], os.O_RDONLY, ONE, thread=ONE)
+        if len(numbers) == 1:
+            numbers.append(world.fs.lookup(ROOT, b"a", ONE).inode)
+    assert len(set(numbers)) == 2
+    with pytest.raises(StaleInode):
+        world.fs.open(numbers[-1], os.O_RDONLY, ONE, thread=ONE)
+
+
+def test_a_reader_does_not_end_the_wait_for_a_writer(
+    world: Mounted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer that looks its name up again is expected, although a reader's open fails."""
+    monkeypatch.setattr(readers, "RETURN_S", 0.05)
+    monkeypatch.setattr(readers, "CLOSE_S", 0.0)
+    number = world.look(b"a").inode
+    world.fs.open(number, os.O_RDONLY)
+    with pytest.raises(Superseded):
+        world.fs.open(number, OVERWRITE, ONE)
+    with pytest.raises(NotPermitted):
+        open_by_reference(world, number, os.O_RDONLY)
+    assert b"a" in world.fs._readers.expected
+    writer = world.fs.open(world.look(b"a").inode, OVERWRITE, ONE)
+    assert not world.fs._readers.expected
+    world.close(writer, ONE)
+
+
+@pytest.mark.parametrize("refused", ["joined", "failed"])
+def test_a_writer_that_is_not_expected_any_more(world: Mounted, refused: str) -> None:
+    """Readers do not wait for a writer that has joined another one, or has failed."""
+    number = world.look(b"a").inode
+    world.fs.open(number, os.O_RDONLY)
+    with pytest.raises(Superseded):
+        world.fs.open(number, APPEND, ONE)
+    if refused == "joined":
+        other = world.fs.open(world.look(b"a").inode, APPEND, TWO)
+        world.fs._readers.expect(world.fs._inodes.get(world.look(b"a").inode))
+        world.fs.open(world.look(b"a").inode, APPEND, ONE)
+        world.close(other, TWO)
+    else:
+        world.client.inject("head", Fault(error=AccessDenied("no", status=403)))
+        with pytest.raises(AccessDenied):
+            world.fs.open(world.look(b"a").inode, APPEND, ONE)
+    assert not world.fs._readers.expected
 
 
 def open_by_reference(world: Mounted, number: InodeNumber, flags: int) -> HandleNumber:
