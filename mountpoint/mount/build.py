@@ -51,6 +51,7 @@ def build_filesystem(
     streams: Streams,
     uploads: Uploads,
     retry_policy: RetryPolicy,
+    threads: int = 16,
     staging: StagingArea | None = None,
     on_open: Callable[[bytes, bool], bool] = lambda key, looked_at: False,
     on_damage: Callable[[InodeNumber], None] = lambda inode: None,
@@ -61,14 +62,14 @@ def build_filesystem(
 ) -> FileSystem:
     """Return the file system of a bucket, from `prefix` down.
 
-    Files are written in the area `staging`; None: they are streamed. `on_open`, `on_damage`: see
-    Opener. `drop_pages`: see Readers. `session` keeps what another process needs to go on, and has
-    what this one goes on with; `request` returns the number of the request that is being served.
-    `claim`: see WriteContext.
+    At most so many `threads` call it at the same time. Files are written in the area `staging`;
+    None: they are streamed. `on_open`, `on_damage`: see Opener. `drop_pages`: see Readers.
+    `session` keeps what another process needs to go on, and has what this one goes on with;
+    `request` returns the number of the request that is being served. `claim`: see WriteContext.
     """
     inodes = InodeTable(prefix, SHORT_BITS if config.inode32 else LONG_BITS, session)
     local = OverlayNames(prefix, session)
-    readers = Readers(inodes, drop_pages)
+    readers = Readers(inodes, drop_pages, threads)
     listings = ListingCache(config.ttl_s, negative_ttl_s=config.negative_ttl_s)
     resolver = Resolver(
         client,

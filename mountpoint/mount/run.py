@@ -211,6 +211,7 @@ def _serve(
         streams=streams,
         uploads=uploads,
         retry_policy=retry_policy,
+        threads=config.mount.max_threads,
         staging=staging,
         on_open=kernel.ReadAhead(mount_point).set_for,
         on_damage=binding.forget_pages,

@@ -173,7 +173,7 @@ def follow(path: Path, tmp_path: Path) -> None:
 
 def test_readers_come_all_the_time(streamed: Mount, place: Path, flat_store: Store) -> None:
     """A file with ever new readers can be replaced, and each reader sees one version."""
-    for number in rounds(5):
+    for number in rounds(2):
         _replace_while_it_is_read(place / f"busy{number}", streamed, flat_store)
 
 
@@ -194,7 +194,7 @@ def _replace_while_it_is_read(path: Path, mount: Mount, store: Store) -> None:
             if found not in versions:
                 mixed.append(found)
 
-    readers = [threading.Thread(target=read) for _ in range(4)]
+    readers = [threading.Thread(target=read) for _ in range(20)]  # more than the mount's threads
     for reader in readers:
         reader.start()
     try:

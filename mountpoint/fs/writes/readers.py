@@ -7,7 +7,9 @@ again, finds another inode, and opens that one for the writer.
 
 The kernel does so only once. So that lookup must lead to an inode without readers (`make_way`): the
 newest version may have readers, too, if the kernel has led the writer to an earlier one. And no
-reader may open the new inode in between, so readers wait until the writer has arrived.
+reader may open the new inode in between, so readers wait until the writer has arrived. The writer's
+requests need threads, too: if most of the mount's threads wait already, a reader gets ESTALE, and
+comes again after a lookup.
 
 A program that opens a file by a reference (/proc/self/fd/N) always opens the same inode (`reopen`).
 """
@@ -27,9 +29,6 @@ from mountpoint.s3.client import ObjectInfo
 RETURN_S = 5.0
 #: How long a file that is opened by a reference waits until its other readers have closed it.
 CLOSE_S = 1.0
-#: How many threads may wait here. The writer's own requests need one that does not.
-MAX_WAITING = 4
-
 BEING_READ = "the file is being read"
 BEING_READ_HINT = "mount with --staged-writes DIR to read and write it at the same time"
 
@@ -38,13 +37,17 @@ class Readers:
     """The readers of all inodes of a mount. Thread-safe; waits end within RETURN_S.
 
     `drop_pages` makes the kernel forget the cached pages of an inode that is not open; it returns
-    whether that is certain.
+    whether that is certain. `threads`: how many the mount has.
     """
 
-    def __init__(self, inodes: InodeTable, drop_pages: Callable[[InodeNumber], bool]) -> None:
+    def __init__(
+        self, inodes: InodeTable, drop_pages: Callable[[InodeNumber], bool], threads: int
+    ) -> None:
         # dependencies
         self._inodes = inodes
         self._drop_pages = drop_pages
+        # constants
+        self._max_waiting = threads * 3 // 4
         # mutable, guarded by _lock, which is that of _changed; `expected` is also read without it
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
@@ -55,12 +58,16 @@ class Readers:
         self._waiting = 0
 
     def begin(self, inode: Inode) -> None:
-        """Count a reader. If a writer is expected, wait for it first."""
+        """Count a reader. If a writer is expected, wait for it first.
+
+        Raises Superseded if too many threads wait already.
+        """
         with self._lock:
             expected_s = self.expected.get(inode.key) if self.expected else None
             if expected_s is not None:
                 left_s = expected_s - time.monotonic()
-                self._wait(lambda: inode.key not in self.expected, left_s)
+                if left_s > 0 and not self._wait(lambda: inode.key not in self.expected, left_s):
+                    raise Superseded("the file is about to be written")
             self._counts[inode.number] = self._counts.get(inode.number, 0) + 1
 
     def end(self, inode: Inode) -> None:
@@ -144,14 +151,16 @@ class Readers:
             self._inodes.became(inode, entry.info, fresh_until_s, paged=PageState.NOT)
             return True
 
-    def _wait(self, condition: Callable[[], bool], within_s: float) -> None:
-        """Wait for a condition (lock held); return at once if too many threads wait already."""
-        if self._waiting < MAX_WAITING:
-            self._waiting += 1
-            try:
-                self._watch(condition, within_s)
-            finally:
-                self._waiting -= 1
+    def _wait(self, condition: Callable[[], bool], within_s: float) -> bool:
+        """Wait for a condition (lock held); False if too many threads wait already."""
+        if self._waiting >= self._max_waiting:
+            return False
+        self._waiting += 1
+        try:
+            self._watch(condition, within_s)
+        finally:
+            self._waiting -= 1
+        return True
 
     def _watch(self, condition: Callable[[], bool], within_s: float) -> bool:
         """Wait for a condition (lock held); return whether it holds."""

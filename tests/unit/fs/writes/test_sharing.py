@@ -184,6 +184,21 @@ def test_a_reader_does_not_end_the_wait_for_a_writer(
     world.close(writer, ONE)
 
 
+def test_more_readers_than_may_wait_for_a_writer(world: Mounted) -> None:
+    """They look the name up again, instead of opening the inode that the writer is to get."""
+    number = world.look(b"a").inode
+    world.fs.open(number, os.O_RDONLY)
+    with pytest.raises(Superseded):
+        world.fs.open(number, OVERWRITE, ONE)
+    world.fs._readers._max_waiting = 0
+    number = world.look(b"a").inode
+    with pytest.raises(Superseded):
+        world.fs.open(number, os.O_RDONLY, TWO)
+    assert world.look(b"a").inode == number
+    world.close(world.fs.open(number, OVERWRITE, ONE), ONE)
+    world.fs.release(world.fs.open(world.look(b"a").inode, os.O_RDONLY, TWO))
+
+
 @pytest.mark.parametrize("refused", ["joined", "failed"])
 def test_a_writer_that_is_not_expected_any_more(world: Mounted, refused: str) -> None:
     """Readers do not wait for a writer that has joined another one, or has failed."""
