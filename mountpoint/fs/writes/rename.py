@@ -72,6 +72,13 @@ class Renamer:
                 "mount with --allow-rename to permit it, by copying and deleting",
             )
         check_new(to.key, new_name)
+        if parent.key + name == to.key + new_name:
+            # The kernel itself does nothing, unless the file was replaced between its two lookups.
+            if self._mount.local.file(parent.key, name) is None:
+                self._resolver.resolve(parent, name, attributes=False)
+            if not replace:
+                raise EntryExists(TAKEN)
+            return
 
         def keys() -> list[bytes]:
             files = [parent.key + name, to.key + new_name]

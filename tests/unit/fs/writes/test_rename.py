@@ -65,6 +65,23 @@ def test_a_file() -> None:
         assert world.look(b"d/b").inode == number
 
 
+@pytest.mark.parametrize("path", [b"a", b"d", b"new"])
+def test_to_its_own_name(path: bytes) -> None:
+    """Nothing happens to files, directories, and files that are being written."""
+    with mounted({b"a": b"content", b"d/x": b""}, allow_rename=True) as world:
+        new = world.create(b"new")
+        rename(world, path, path)
+        with pytest.raises(EntryExists):
+            world.fs.rename(ROOT, path, ROOT, path, replace=False)
+        with pytest.raises(NoSuchEntry):
+            world.fs.rename(ROOT, b"no", ROOT, b"no", replace=True)
+        world.fs.write(new, 0, b"written")
+        world.close(new)
+        assert world.client.keys() == [b"a", b"d/x", b"new"]
+        assert world.client.content(b"new") == b"written"
+        assert world.client.content(b"a") == b"content"
+
+
 def test_requests_of_a_rename() -> None:
     """Names that were just looked up are not checked again: copy, look, look, delete."""
     with mounted({b"a": b"1"}, allow_rename=True) as world:
