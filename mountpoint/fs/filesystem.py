@@ -351,9 +351,11 @@ class FileSystem:
         """Return the bytes [offset, offset + size), fewer only at the end of the file."""
         return self._files.get(number).read(offset, size)
 
-    def write(self, number: HandleNumber, offset: int, data: bytes) -> int:
-        """Write bytes to a file; return how many were accepted."""
-        return self._files.get(number).write(offset, data)
+    def write(
+        self, number: HandleNumber, offset: int, data: bytes, *, appends: bool = False
+    ) -> int:
+        """Write bytes to a file; return how many were accepted. `appends`: see OpenFile."""
+        return self._files.get(number).write(offset, data, appends=appends)
 
     def flush(self, number: HandleNumber, process: int, *, killed: bool) -> None:
         """Note that a process closes a descriptor of a file; `killed`: it is being killed."""

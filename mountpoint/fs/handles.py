@@ -41,8 +41,12 @@ class OpenFile(Protocol):
     def read(self, offset: int, size: int) -> Bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the file."""
 
-    def write(self, offset: int, data: bytes) -> int:
-        """Write bytes; return how many were accepted."""
+    def write(self, offset: int, data: bytes, *, appends: bool) -> int:
+        """Write bytes; return how many were accepted.
+
+        `appends`: at the end of the file (O_APPEND). The kernel takes `offset` for that, but does
+        not know yet that another program truncates the file when it opens it.
+        """
 
     def truncate(self, size_bytes: int) -> None:
         """Give the file another size."""

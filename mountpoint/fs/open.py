@@ -113,9 +113,9 @@ class ReadHandle:
                 self._opener.damaged(self.inode)
             raise
 
-    def write(self, offset: int, data: bytes) -> int:
+    def write(self, offset: int, data: bytes, *, appends: bool) -> int:
         """See OpenFile and WriteBackend.take_over."""
-        return self._opener.take_over(self, offset).write(offset, data)
+        return self._opener.take_over(self, offset).write(offset, data, appends=appends)
 
     def truncate(self, size_bytes: int) -> None:
         """See OpenFile. The file is opened for writing if it is cut to nothing."""

@@ -35,7 +35,7 @@ from libc.errno cimport EIO, ENOENT, ENOMEM, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset
-from posix.fcntl cimport O_ACCMODE, O_RDONLY, O_TRUNC
+from posix.fcntl cimport O_ACCMODE, O_APPEND, O_RDONLY, O_TRUNC
 
 from mountpoint.fuse._protocol cimport (
     ASYNC_DIO,
@@ -66,6 +66,7 @@ from mountpoint.fuse._protocol cimport (
     RTLD_LAZY,
     RTLD_NOLOAD,
     SHORT_INIT_OUT,
+    WRITE,
     InHeader,
     InitIn,
     InitOut,
@@ -162,6 +163,7 @@ cdef extern from *:
         uint64_t opens;             /* its `unique` if it is an OPEN or CREATE, else 0 */
         uint32_t flags;             /* flags that its answer gets besides libfuse's */
         uint32_t rename_flags;      /* those of renameat2(2), if it is a RENAME */
+        int appends;                /* whether it is a WRITE with O_APPEND */
         uint64_t lists;             /* its `unique` if it is a READDIRPLUS, else 0 */
         uint32_t room;              /* the largest answer to it, bytes */
         char *listed;               /* the attributes of its entries; or NULL. Freed with the answer
@@ -178,6 +180,7 @@ cdef extern from *:
         uint64_t opens
         uint32_t flags
         uint32_t rename_flags
+        bint appends
         uint64_t lists
         uint32_t room
         char* listed
@@ -317,6 +320,8 @@ cdef void note(const char* request, int size, void* theirs) noexcept nogil:
     if header.opcode == OPEN and size >= <int>(sizeof(InHeader) + sizeof(OpenIn)):
         served.opens = header.unique
         served.flags = flags_of_open((<const OpenIn*>(request + sizeof(InHeader))).flags)
+    elif header.opcode == WRITE and size >= <int>(sizeof(InHeader) + sizeof(ReadIn)):
+        served.appends = (<const ReadIn*>(request + sizeof(InHeader))).flags & O_APPEND != 0
     elif header.opcode == CREATE:
         served.opens = header.unique
         served.flags = DIRECT_IO
@@ -535,6 +540,11 @@ def request_number():
 def rename_flags():
     """Return the renameat2(2) flags of the RENAME that this thread serves."""
     return served.rename_flags
+
+
+def appends():
+    """Whether the WRITE that this thread serves is one with O_APPEND: it writes at the end."""
+    return bool(served.appends)
 
 
 def listing_room():

@@ -71,6 +71,7 @@ cdef struct OpenIn:
     uint32_t flags
     uint32_t open_flags
 
+# A WRITE has the same fields.
 cdef struct ReadIn:
     uint64_t handle
     uint64_t offset

@@ -29,6 +29,7 @@ __all__ = [
     "KEPT_BYTES",
     "KilledPrograms",
     "Receivers",
+    "appends",
     "claim",
     "device",
     "drop_pages",
@@ -195,6 +196,14 @@ def rename_flags() -> int:
     Always 0 without the channel: then the kernel itself refuses flags.
     """
     return _channel.rename_flags()
+
+
+def appends() -> bool:
+    """Whether the program that writes has opened the file with O_APPEND. Known for a write only.
+
+    Always False where llfuse does not call `_channel`.
+    """
+    return _channel.appends()
 
 
 def listing_room() -> int:

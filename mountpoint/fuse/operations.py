@@ -37,6 +37,7 @@ from mountpoint.fs.inodes import InodeNumber
 from mountpoint.fs.posix_metadata import FileAttributes
 from mountpoint.fuse import entries
 from mountpoint.fuse.binding import (
+    appends,
     claim,
     go_direct,
     is_abandoned,
@@ -327,7 +328,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     @operation("file")
     def write(self, fh: HandleNumber, off: int, buf: bytes) -> int:
         """See FileSystem."""
-        size = self._fs.write(fh, off, buf)
+        size = self._fs.write(fh, off, buf, appends=appends())
         self._meters.written(size)
         return size
 

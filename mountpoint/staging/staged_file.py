@@ -216,8 +216,8 @@ class StagedFile(Reclaimable):
         """
         return self._content.read(offset, size)
 
-    def write(self, offset: int, data: bytes, claim: Claim = lambda: True) -> int:
-        """Write at any offset; return the number of bytes. Fetches nothing.
+    def write(self, offset: int | None, data: bytes, claim: Claim = lambda: True) -> int:
+        """Write at any offset, or at the end (None); return the number of bytes. Fetches nothing.
 
         `claim` is called before the file is changed, after a wait for an upload. If it returns
         False, the program was killed meanwhile. Raises StagingFull when there is no room and none
@@ -228,9 +228,10 @@ class StagedFile(Reclaimable):
 
         def write() -> int:
             need_bytes = self._begin_change(self.size_bytes, claim)
-            need_bytes = need_bytes or self._content.write(offset, data)
+            start = self.size_bytes if offset is None else offset
+            need_bytes = need_bytes or self._content.write(start, data)
             if not need_bytes:
-                self._note_write(offset, offset + len(data))
+                self._note_write(start, start + len(data))
             return need_bytes
 
         self._with_room(write)

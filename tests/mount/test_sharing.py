@@ -208,6 +208,35 @@ def _replace_while_it_is_read(path: Path, mount: Mount, store: Store) -> None:
     assert mixed == []
 
 
+def test_appended_to_while_others_truncate_it(staged: Mount) -> None:
+    """No zeros appear: O_APPEND writes at the end, of which the kernel learns a moment later."""
+    path, ended = staged.path / "truncated", threading.Event()
+    path.write_bytes(b"")
+    gaps: list[bytes] = []
+
+    def append() -> None:
+        while not ended.is_set():
+            with contextlib.suppress(OSError), path.open("ab") as file:
+                file.write(b"appended.")
+
+    def truncate() -> None:
+        for _ in rounds(150):
+            with contextlib.suppress(OSError):
+                path.write_bytes(b"written." * 1000)
+            with contextlib.suppress(OSError):
+                found = path.read_bytes()
+                if b"\0" in found:
+                    gaps.append(found)
+        ended.set()
+
+    threads = [threading.Thread(target=each) for each in (append, append, append, truncate)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [(len(each), each.count(0)) for each in gaps] == []
+
+
 @pytest.fixture
 def channel(request: pytest.FixtureRequest) -> None:
     """Skip without the channel: it refuses to open a non-empty file for reading and writing."""

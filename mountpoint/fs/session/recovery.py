@@ -51,7 +51,7 @@ class LostHandle:
         """Fail."""
         self._fail()
 
-    def write(self, offset: int, data: bytes) -> NoReturn:
+    def write(self, offset: int, data: bytes, *, appends: bool) -> NoReturn:
         """Fail."""
         self._fail()
 

@@ -115,6 +115,8 @@ class ReopenedInodes:
             done = act()
         except StaleInode:
             if not self.is_reopened(inode, thread):
+                if writes and thread and thread not in self.expected:
+                    self._readers.arrived(inode)  # it will not: the kernel does not try again
                 raise
             try:
                 self.catch_up(inode)

@@ -188,8 +188,8 @@ class StagedWriter:
         self._handles.add(handle)
         return handle
 
-    def write(self, offset: int, data: bytes) -> int:
-        """Write at any offset; return the number of bytes."""
+    def write(self, offset: int | None, data: bytes) -> int:
+        """Write at any offset, or at the end (None); return the number of bytes."""
         written = self.file.write(offset, data, self._mount.claim)
         self._written()
         return written
@@ -532,11 +532,11 @@ class StagedHandle:
         """Return the bytes [offset, offset + size), fewer only at the end of the file."""
         return self.writer.file.read(offset, size)
 
-    def write(self, offset: int, data: bytes) -> int:
-        """Write at any offset; return the number of bytes."""
+    def write(self, offset: int, data: bytes, *, appends: bool) -> int:
+        """Write at any offset, or at the end; return the number of bytes."""
         if not self.writes:
             raise BadHandle("the file is open for reading", f"{NO_OPTION}open it for writing")
-        written = self.writer.write(offset, data)
+        written = self.writer.write(None if appends else offset, data)
         self.wrote = self.changed = True  # after it, or an earlier upload would clear it
         return written
 

@@ -55,11 +55,11 @@ class StreamedHandle:
                 if writer.base is base:
                     raise
 
-    def write(self, offset: int, data: bytes) -> int:
+    def write(self, offset: int, data: bytes, *, appends: bool) -> int:
         """Write the next bytes of the file; return how many."""
         if not self._writes:
             raise BadHandle("the file is open for reading", f"{NO_OPTION}open it for writing")
-        written = self._writer.write(offset, data)
+        written = self._writer.write(None if appends else offset, data)
         self._wrote = True
         return written
 

@@ -183,15 +183,19 @@ class StreamedWriter:
             return None
         return writes
 
-    def write(self, offset: int, data: bytes) -> int:
+    def write(self, offset: int | None, data: bytes) -> int:
         """Write the next bytes; return how many. Writing goes on if the upload has ended.
 
+        `offset` None: at the end of the file.
         Raises NotSequential, NotPermitted if the file is being read, and what uploads raise.
         """
-        if not self._life.takes_writes:
+        ended = not self._life.takes_writes
+        if ended:
             self._await_upload()
-            if self._discards(offset, len(data)):
-                return len(data)
+        if offset is None:
+            offset = self.size_bytes
+        if ended and self._discards(offset, len(data)):
+            return len(data)
         self.check()
         content = self._content
         if self._opens > 1 and offset not in (content.written_bytes, content.size_bytes):

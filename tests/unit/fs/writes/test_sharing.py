@@ -199,18 +199,36 @@ def test_more_readers_than_may_wait_for_a_writer(world: Mounted) -> None:
     world.fs.release(world.fs.open(world.look(b"a").inode, os.O_RDONLY, TWO))
 
 
-@pytest.mark.parametrize("refused", ["joined", "failed"])
+def test_appending_after_a_truncation(world: Mounted) -> None:
+    """With O_APPEND bytes go to the end, although the kernel does not know the new end yet."""
+    appending = open_as_kernel(world, b"a", APPEND, ONE)
+    assert world.fs.write(appending, 7, b", one", appends=True) == 5
+    world.fs.fsync(appending)
+    number = world.look(b"a").inode
+    cut_open(world, appending, number)
+    assert world.fs.write(appending, 12, b"two", appends=True) == 3
+    assert world.fs.write(appending, 15, b", three", appends=True) == 7
+    world.close(appending, ONE)
+    assert world.client.content(b"a") == b"two, three"
+
+
+@pytest.mark.parametrize("refused", ["joined", "failed", "twice"])
 def test_a_writer_that_is_not_expected_any_more(world: Mounted, refused: str) -> None:
     """Readers do not wait for a writer that has joined another one, or has failed."""
     number = world.look(b"a").inode
     world.fs.open(number, os.O_RDONLY)
     with pytest.raises(Superseded):
-        world.fs.open(number, APPEND, ONE)
+        world.fs.open(number, APPEND, ONE, thread=ONE)
     if refused == "joined":
         other = world.fs.open(world.look(b"a").inode, APPEND, TWO)
         world.fs._readers.expect(world.fs._inodes.get(world.look(b"a").inode))
         world.fs.open(world.look(b"a").inode, APPEND, ONE)
         world.close(other, TWO)
+    elif refused == "twice":  # the kernel looks up once
+        number = world.fs.lookup(ROOT, b"a", ONE).inode
+        world.client.put(b"a", b"theirs")
+        with pytest.raises(StaleInode):
+            world.fs.open(number, APPEND, ONE, thread=ONE)
     else:
         world.client.inject("head", Fault(error=AccessDenied("no", status=403)))
         with pytest.raises(AccessDenied):
