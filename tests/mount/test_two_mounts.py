@@ -482,7 +482,9 @@ class TwoMounts:
         for writer in it.writers:
             if writer.path == old:
                 writer.surely_new, writer.expects = new not in before, before.get(new)
-        self.renamed_here(it, old, new, is_directory=None in above[old] and old not in writing)
+        # Another client may have made it a directory just now: then the file has moved, or that.
+        was_file = old in writing or (old in before and old not in now)
+        self.renamed_here(it, old, new, is_directory=None in above[old] and not was_file)
 
     def check_nothing_lost(self, old: Name, new: Name, before: dict[bytes, bytes]) -> None:
         """Check that a failed rename has lost and replaced nothing."""
