@@ -137,6 +137,19 @@ class WriteOpener:
         that has it open after its upload and cannot be joined. Raises Superseded if the kernel has
         to find another inode for the writer.
         """
+        # A rename of the file ends before, or finds the writer.
+        with self._mount.key_locks.shared(lambda: inode.key):
+            return self._change(inode, flags, process, reads=reads, beside=beside)
+
+    def _change(
+        self,
+        inode: Inode,
+        flags: int,
+        process: int,
+        *,
+        reads: bool,
+        beside: StreamedWriter | None,
+    ) -> StreamedHandle | None:
         check_flags(flags)
         base, condition, known = None, ALWAYS, inode.info
         if not allows(self._mount.config, flags):

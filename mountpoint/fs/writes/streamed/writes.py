@@ -76,7 +76,8 @@ class StreamedWrites:
                 writes=writes,
                 appends=bool(flags & os.O_APPEND),
             )
-            writer.add_name()
+            with mount.key_locks.shared(lambda: inode.key):
+                writer.add_name()
             return StreamedHandle(writer, mount, process, writes=writes)
         except BaseException:
             mount.inodes.uncreate(inode)

@@ -1,10 +1,13 @@
 """Renames without a kernel: files, directories, and files that are being written."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from mountpoint.config import MIB
+from mountpoint.copy.objects import Copies
 from mountpoint.errors import (
     AccessDenied,
     AlreadyExists,
@@ -19,7 +22,8 @@ from mountpoint.errors import (
     PreconditionFailed,
 )
 from mountpoint.fs.inodes import ROOT, InodeNumber
-from tests.unit.fake_client import Fault, Request
+from mountpoint.s3.client import ObjectInfo
+from tests.unit.fake_client import SAFE_S, Fault, Request
 from tests.unit.fs.writes.streamed.test_writes import OPENER, OVERWRITE, PART, is_there, writes
 from tests.unit.mounted import Mounted, mounted
 
@@ -80,6 +84,34 @@ def test_to_its_own_name(path: bytes) -> None:
         assert world.client.keys() == [b"a", b"d/x", b"new"]
         assert world.client.content(b"new") == b"written"
         assert world.client.content(b"a") == b"content"
+
+
+def test_opened_for_writing_during_the_rename(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that comes then waits, and has the file under its new name."""
+    move = Copies.move
+    options = {"allow_rename": True, "allow_overwrite": True}
+    with mounted({b"a": b"content"}, **options) as world, ThreadPoolExecutor() as pool:
+        opening = []
+
+        def move_slowly(*args: Any, **options: Any) -> ObjectInfo:
+            moved = move(*args, **options)
+            opening.append(pool.submit(world.fs.open, number, OVERWRITE))
+            with pytest.raises(TimeoutError):
+                opening[0].result(0.05)
+            return moved
+
+        monkeypatch.setattr(Copies, "move", move_slowly)
+        number = world.look(b"a").inode
+        rename(world, b"a", b"b")
+        writer = opening[0].result(SAFE_S)
+        assert not is_there(world, b"a")
+        world.fs.write(writer, 0, b"new")
+        world.close(writer)
+        assert world.client.keys() == [b"b"]
+        assert world.client.content(b"b") == b"new"
+        assert world.fs._local.writers() == []
+        assert not world.fs._local._files
+        world.close(world.create(b"a"))
 
 
 def test_requests_of_a_rename() -> None:
