@@ -14,6 +14,7 @@ short (docs/semantics.md has all of it):
 """
 
 import contextlib
+import math
 import os
 import time
 from functools import partial
@@ -53,6 +54,9 @@ from mountpoint.system.memory import drop_leftovers, give_back
 #: The kernel learns the attributes of so many entries of each listing. It then keeps an inode for
 #: each of them, and so does the mount: 330 bytes.
 MANY_ENTRIES = 10_000
+
+#: How long after a truncation the kernel may not have its answer yet.
+RESIZED_S = 1.0
 
 #: Inodes of 3 MB. Memory is given back when at least this many inodes, and as many as are left,
 #: have been forgotten, so that the cost per inode stays small; and only after a second without
@@ -116,6 +120,7 @@ class FileSystem:
         # constants
         self._ttl_s = ttl_s
         # mutable
+        self.resized: dict[InodeNumber, float] = {}  # until when a truncation may be unknown
         self._looked_up_in = InodeNumber(0)  # the directory of the last lookup
         # mutable, used by `sweep` only: inodes forgotten by its last call, and its last give-back
         self._forgotten = 0
@@ -135,7 +140,11 @@ class FileSystem:
         if writer is not None and self._inodes.looked_up_again(writer.inode):
             return self._attribute_view.attributes(writer.inode, 0.0)
         refreshes = self._caches.refreshes
-        entry, fresh_until_s = self._resolver.resolve(directory, name)
+        try:
+            entry, fresh_until_s = self._resolver.resolve(directory, name)
+        except NoSuchEntry:
+            self._readers.came_to(directory.key + name)
+            raise
         if refreshes != self._caches.refreshes:  # the answer may be older than the refresh
             fresh_until_s = 0.0
         if self._readers.expected:
@@ -183,6 +192,9 @@ class FileSystem:
     def sweep(self) -> None:
         """Drop expired listings, and give memory back after many forgets. Called once a second."""
         self._caches.sweep()
+        now_s = time.monotonic()
+        for number in [each for each, until_s in self.resized.copy().items() if until_s <= now_s]:
+            self.resized.pop(number, None)
         forgotten = self._inodes.forgotten
         enough = max(MANY_FORGOTTEN, len(self._inodes))
         if forgotten == self._forgotten and forgotten - self._given_back >= enough:
@@ -220,7 +232,11 @@ class FileSystem:
         try:
             if size_bytes is not None:
                 truncate = partial(self._truncate, inode, size_bytes, handle)
-                self._reopened.up_to_date(inode, thread, truncate, writes=True)
+                self.resized[number] = math.inf
+                try:
+                    self._reopened.up_to_date(inode, thread, truncate, writes=True)
+                finally:
+                    self.resized[number] = time.monotonic() + RESIZED_S
                 return self._attribute_view.attributes(inode, 0.0)  # it may be no version any more
             attributes = FileAttributes(mode, uid, gid, mtime_ns)
             writer = self._local.writer(inode)
@@ -325,6 +341,15 @@ class FileSystem:
         open_it = partial(self._opener.open, inode, flags, process)
         writes = flags & (os.O_WRONLY | os.O_TRUNC | os.O_APPEND) != 0
         return self._files.add(self._reopened.up_to_date(inode, thread, open_it, writes=writes))
+
+    def was_resized(self, file: OpenFile) -> bool:
+        """Whether the kernel may not have the answer yet to a truncation of a file.
+
+        Until then it believes in the size before. It must cache no pages that it reads meanwhile:
+        they would have zeros in the place of what is no longer there. Nothing is to do while
+        `resized` is empty.
+        """
+        return self.resized.get(file.inode.number, 0.0) > time.monotonic()
 
     def opened_before(
         self, request: int, *, creates: bool = False

@@ -304,7 +304,7 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
         before = self._fs.opened_before(request_number()) if is_repeated() else None
         handle = before[0] if before else self._fs.open(inode, flags, process, ctx.pid)
         file = self._fs.file(handle)
-        if file.shared:
+        if file.shared or (self._fs.resized and self._fs.was_resized(file)):
             go_direct()
         elif flags & os.O_ACCMODE == os.O_RDWR and not is_wide() and self._fs.has_bytes(handle):
             # With the channel, the kernel refuses to map it for shared writing (`flags_of_open`).

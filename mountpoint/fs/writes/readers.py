@@ -123,10 +123,14 @@ class Readers:
 
     def arrived(self, inode: Inode) -> None:
         """Note that the expected writer has opened an inode, or will not; wake those that wait."""
+        self.came_to(inode.key)
+
+    def came_to(self, key: bytes) -> None:
+        """Note that the expected writer has found what the name of this key is now, or nothing."""
         if not self.expected:
             return
         with self._lock:
-            if self.expected.pop(inode.key, None) is not None:
+            if self.expected.pop(key, None) is not None:
                 self._changed.notify_all()
 
     def became(self, inode: Inode, info: ObjectInfo) -> bool:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,6 +28,8 @@ from mountpoint.fs.writes import readers
 from mountpoint.fs.writes.streamed import lifecycle
 from mountpoint.fs.writes.streamed import open as write_opener
 from mountpoint.fs.writes.streamed.writes import StreamedWrites
+from mountpoint.fuse import operations as operations_module
+from mountpoint.fuse.operations import Operations
 from mountpoint.staging.area import StagingArea
 from tests.unit.fake_client import Fault, Request
 from tests.unit.mounted import Mounted, mounted
@@ -212,7 +215,27 @@ def test_appending_after_a_truncation(world: Mounted) -> None:
     assert world.client.content(b"a") == b"two, three"
 
 
-@pytest.mark.parametrize("refused", ["joined", "failed", "twice"])
+def test_reading_during_a_truncation(world: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the kernel knows the new size it must cache no pages, which would end in zeros."""
+    operations = Operations(world.fs, lambda: None)
+    direct: list[int] = []
+    monkeypatch.setattr(operations_module, "go_direct", lambda: direct.append(1))
+    ctx = SimpleNamespace(pid=ONE, uid=0, gid=0)
+    number = world.look(b"a").inode
+    operations.release(operations.open(number, os.O_RDONLY, ctx))
+    assert direct == []
+    world.fs.set_attributes(number, size_bytes=0, mtime_ns=None)
+    number = world.look(b"a").inode
+    operations.release(operations.open(number, os.O_RDONLY, ctx))
+    assert direct == [1]
+    world.pass_s(2.0)
+    world.fs.sweep()
+    assert world.fs.resized == {}
+    operations.release(operations.open(world.look(b"a").inode, os.O_RDONLY, ctx))
+    assert direct == [1]
+
+
+@pytest.mark.parametrize("refused", ["joined", "failed", "twice", "gone"])
 def test_a_writer_that_is_not_expected_any_more(world: Mounted, refused: str) -> None:
     """Readers do not wait for a writer that has joined another one, or has failed."""
     number = world.look(b"a").inode
@@ -224,6 +247,10 @@ def test_a_writer_that_is_not_expected_any_more(world: Mounted, refused: str) ->
         world.fs._readers.expect(world.fs._inodes.get(world.look(b"a").inode))
         world.fs.open(world.look(b"a").inode, APPEND, ONE)
         world.close(other, TWO)
+    elif refused == "gone":
+        world.fs.unlink(ROOT, b"a")
+        with pytest.raises(NoSuchEntry):
+            world.fs.lookup(ROOT, b"a", ONE)
     elif refused == "twice":  # the kernel looks up once
         number = world.fs.lookup(ROOT, b"a", ONE).inode
         world.client.put(b"a", b"theirs")
