@@ -1,9 +1,9 @@
 """Locks on the bucket's keys: a rename waits for changes under way, and later changes wait for it.
 
 An upload, an open for writing, a copy of an object onto itself or a delete holds its key
-(`shared`); several may hold the same key. A rename or a removal holds keys alone (`alone`): the keys of a file, or a prefix that
-ends in "/" with all keys below it. It waits until no change is under way there, and changes that
-begin meanwhile wait for it. So a change to a file happens before the rename of its directory, or
+(`shared`); several may hold the same key. A rename or a removal holds keys alone (`alone`): the
+keys of a file, or a prefix that ends in "/" with all keys below it. It waits until no change is
+under way there, and changes that begin meanwhile wait for it. So a change to a file happens before the rename of its directory, or
 after it and under the new name. For that the caller passes a function that returns its key, and the
 lock calls it again after each wait.
 

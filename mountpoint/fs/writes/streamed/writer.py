@@ -290,7 +290,8 @@ class StreamedWriter:
             self._opens -= 1
             if self._opens:
                 return
-        if self.removed:
+            removed = self.removed
+        if removed:
             self._mount.local.remove_file(self)
             return
         self._life.close()
@@ -357,8 +358,11 @@ class StreamedWriter:
             if stored:
                 mount.delete(inode.key)
             with self._life.lock:
-                begun = self._remove()
-            mount.local.remove_name(self)
+                begun, opens = self._remove(), self._opens
+            if opens:
+                mount.local.remove_name(self)
+            else:  # its last close has not seen that
+                mount.local.remove_file(self)
             mount.local.add_directory(inode.directory)
             mount.caches.changed(inode.directory, inode.name, None)
         if begun is not None:

@@ -20,7 +20,7 @@ import os
 import time
 
 from mountpoint.config import MIB
-from mountpoint.errors import NotPermitted
+from mountpoint.errors import NotPermitted, StaleInode
 from mountpoint.fs.inodes import Inode
 from mountpoint.fs.posix_metadata import FileAttributes
 from mountpoint.fs.writes.context import WriteContext
@@ -104,6 +104,8 @@ class StreamedWrites:
                 finally:
                     writer.release()
                 return
+            if writer.removed:
+                raise StaleInode("the file was removed")
             writer.wait_turn(TURN_S)  # nothing would upload a change after its last close
         known_bytes = 0 if inode.info is None else inode.info.size_bytes
         if size_bytes == known_bytes and size_bytes:

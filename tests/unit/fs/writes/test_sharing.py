@@ -27,6 +27,8 @@ from mountpoint.fs.overlay import Writer
 from mountpoint.fs.writes import readers
 from mountpoint.fs.writes.streamed import lifecycle
 from mountpoint.fs.writes.streamed import open as write_opener
+from mountpoint.fs.writes.streamed.lifecycle import Lifecycle
+from mountpoint.fs.writes.streamed.writer import StreamedWriter
 from mountpoint.fs.writes.streamed.writes import StreamedWrites
 from mountpoint.fuse import operations as operations_module
 from mountpoint.fuse.operations import Operations
@@ -781,6 +783,41 @@ def test_removing_a_file_that_replaces_another() -> None:
                 assert "--allow-delete" in caught.value.hint
             world.close(handle, ONE)
             assert world.client.keys() == ([] if allowed else [b"a"])
+
+
+def test_removed_while_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last close and the removal each think that the other one ends the file: one does."""
+    close = Lifecycle.close
+    with mounted({}, **ALL) as world:
+        fs = world.fs
+
+        def close_and_unlink(life: Lifecycle) -> None:
+            monkeypatch.setattr(Lifecycle, "close", close)
+            close(life)
+            fs.unlink(ROOT, b"new")
+
+        handle = world.create(b"new")
+        world.fs.write(handle, 0, b"written")
+        monkeypatch.setattr(Lifecycle, "close", close_and_unlink)
+        world.fs.release(handle)
+        assert world.fs._local.writers() == []
+        assert world.client.keys() == []
+        world.close(world.create(b"new"))
+        assert world.client.keys() == [b"new"]
+
+
+def test_changing_the_size_of_a_removed_file() -> None:
+    """There is nothing to change once all programs have closed it."""
+    with mounted({}, **ALL) as world:
+        handle = world.create(b"new")
+        number = world.look(b"new").inode
+        world.fs.unlink(ROOT, b"new")
+        writer = world.fs._local.writer(world.fs._inodes.get(number))
+        world.fs.release(handle)
+        assert isinstance(writer, StreamedWriter)
+        world.fs._local.add_removed(writer)  # as before its last close
+        with pytest.raises(StaleInode):
+            world.fs.set_attributes(number, size_bytes=0, mtime_ns=None)
 
 
 def test_a_removal_that_fails() -> None:
