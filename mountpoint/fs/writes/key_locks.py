@@ -3,9 +3,9 @@
 An upload, an open for writing, a copy of an object onto itself or a delete holds its key
 (`shared`); several may hold the same key. A rename or a removal holds keys alone (`alone`): the
 keys of a file, or a prefix that ends in "/" with all keys below it. It waits until no change is
-under way there, and changes that begin meanwhile wait for it. So a change to a file happens before the rename of its directory, or
-after it and under the new name. For that the caller passes a function that returns its key, and the
-lock calls it again after each wait.
+under way there, and changes that begin meanwhile wait for it. So a change to a file happens before
+the rename of its directory, or after it and under the new name. For that the caller passes a
+function that returns its key, and the lock calls it again after each wait.
 
 There is no deadlock as long as no thread takes a second lock while it holds one: a rename takes all
 its keys in one step, and the changes that it waits for do not wait here. A wait ends when the
