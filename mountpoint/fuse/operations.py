@@ -327,8 +327,8 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
 
     @operation("file")
     def write(self, fh: HandleNumber, off: int, buf: bytes) -> int:
-        """See FileSystem."""
-        size = self._fs.write(fh, off, buf, appends=appends())
+        """See FileSystem. A repeated write goes to the same place, or it would append twice."""
+        size = self._fs.write(fh, off, buf, appends=appends() and not is_repeated())
         self._meters.written(size)
         return size
 

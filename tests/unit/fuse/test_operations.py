@@ -568,6 +568,22 @@ def test_a_listing_with_attributes(adapter: Adapter, listed: Any) -> None:
         assert adapter.fails("getattr", number, CTX)[0] == "ESTALE"
 
 
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_write_with_append(
+    adapter: Adapter, monkeypatch: pytest.MonkeyPatch, repeated: bool
+) -> None:
+    """It goes to the end; but one that a dead process may have carried out, to its place."""
+    monkeypatch.setattr(operations, "appends", lambda: True)
+    file, new = adapter("create", ROOT, b"new", 0o644, os.O_WRONLY | os.O_APPEND, CTX)
+    assert adapter("write", file, 0, b"one") == 3
+    monkeypatch.setattr(operations, "is_repeated", lambda: repeated)
+    if repeated:
+        assert adapter.fails("write", file, 7, b"two")[0] == "EINVAL"
+    else:
+        assert adapter("write", file, 7, b"two") == 3
+        assert adapter("getattr", new.st_ino, CTX).st_size == 6
+
+
 def test_a_long_listing(adapter: Adapter, listed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """After many entries only those listings have attributes whose names are looked up."""
     monkeypatch.setattr(filesystem, "MANY_ENTRIES", 3)
