@@ -234,7 +234,7 @@ class FileSystem:
                 truncate = partial(self._truncate, inode, size_bytes, handle)
                 self.resized[number] = math.inf
                 try:
-                    self._reopened.up_to_date(inode, thread, truncate, writes=True)
+                    self._reopened.up_to_date(inode, thread, truncate, os.O_TRUNC)
                 finally:
                     self.resized[number] = time.monotonic() + RESIZED_S
                 return self._attribute_view.attributes(inode, 0.0)  # it may be no version any more
@@ -339,8 +339,7 @@ class FileSystem:
         if inode.is_directory:
             raise IsADirectory()
         open_it = partial(self._opener.open, inode, flags, process)
-        writes = flags & (os.O_WRONLY | os.O_TRUNC | os.O_APPEND) != 0
-        return self._files.add(self._reopened.up_to_date(inode, thread, open_it, writes=writes))
+        return self._files.add(self._reopened.up_to_date(inode, thread, open_it, flags))
 
     def was_resized(self, file: OpenFile) -> bool:
         """Whether the kernel may not have the answer yet to a truncation of a file.

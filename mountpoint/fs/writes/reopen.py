@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeVar
 from mountpoint.errors import NO_OPTION, NoSuchEntry, NotFound, NotPermitted, StaleInode
 from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable
 from mountpoint.fs.overlay import OverlayNames
+from mountpoint.fs.writes.open_flags import changes
 from mountpoint.fs.writes.readers import BEING_READ, Readers
 from mountpoint.fs.writes.streamed.lifecycle import BEING_WRITTEN
 from mountpoint.listing.tree import Entry
@@ -104,24 +105,22 @@ class ReopenedInodes:
             if before is not None:
                 self.expected[thread] = before._replace(looked_up=True)
 
-    def up_to_date(
-        self, inode: Inode, thread: int, act: Callable[[], T], *, writes: bool = False
-    ) -> T:
+    def up_to_date(self, inode: Inode, thread: int, act: Callable[[], T], flags: int) -> T:
         """Run `act`; where it finds a stale inode that can be updated, do that and repeat it.
 
-        `writes`: it changes the file, so readers may be waiting for it.
+        `flags` are those of open(2). If they change the file, readers may be waiting for it.
         """
         try:
             done = act()
         except StaleInode:
             if not self.is_reopened(inode, thread):
-                if writes and thread and thread not in self.expected:
+                if changes(flags) and thread and thread not in self.expected:
                     self._readers.arrived(inode)  # it will not: the kernel does not try again
                 raise
             try:
                 self.catch_up(inode)
             except NotPermitted:
-                if writes:
+                if changes(flags):
                     self._readers.arrived(inode)  # it will not come
                 raise
             return act()
