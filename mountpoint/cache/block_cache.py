@@ -6,10 +6,12 @@ nothing. So it is if the disk is late.
 """
 
 import threading
+from collections.abc import Callable
 
 from mountpoint._fastpath import Part
-from mountpoint.cache.blocks._files import CachedVersion
-from mountpoint.cache.cached_object import CachedObject, Disk, Range
+from mountpoint.cache.blocks._files import CachedVersion, hold_first
+from mountpoint.cache.blocks._lanes import lane_source
+from mountpoint.cache.cached_object import INLINE_BYTES, CachedObject, Disk, Range
 from mountpoint.cache.directory import CacheDirectory
 from mountpoint.cache.eviction import Evictor
 from mountpoint.cache.filling import Block, Filler, Pieces, blocks_of
@@ -17,6 +19,7 @@ from mountpoint.cache.health import Health, Speeds
 from mountpoint.cache.identity import Names
 from mountpoint.cache.reading import Readers
 from mountpoint.metrics.counters import Counters
+from mountpoint.native._lane import LaneSource
 from mountpoint.s3.client import ObjectInfo
 
 #: How long the mount's end waits for blocks to be written.
@@ -26,7 +29,8 @@ CLOSE_S = 2.0
 class BlockCache:
     """The cache of a mount of `bucket` at `endpoint`. Thread-safe. `sweep`: once a second.
 
-    `queue_bytes` is the most memory that blocks use while they wait to be written.
+    `queue_bytes` is the most memory that blocks use while they wait to be written. `on_failure` is
+    called when the directory is not read for a while.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class BlockCache:
         *,
         max_bytes: int | None,
         queue_bytes: int,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> None:
         # dependencies
         self.directory = directory
@@ -50,7 +55,7 @@ class BlockCache:
             counters,
             queue_bytes=queue_bytes,
         )
-        self._health = Health(directory.path, "reading")
+        self._health = Health(directory.path, "reading", on_failure=on_failure)
         lookups = Readers() if directory.is_remote else None
         self._disk = Disk(self._health, Speeds(), Readers(), self._filler, lookups)
         # constants
@@ -70,6 +75,19 @@ class BlockCache:
         """Prepare to be read if all of this version is here, and return that. It may go away."""
         cached = self.object(info)
         return cached is not None and cached.expect()
+
+    def whole_sources(self, infos: list[ObjectInfo]) -> list[LaneSource | None]:
+        """Return a source of all bytes for each version that is small and on a local disk."""
+        if self._disk.lookups is not None or not self._health.usable:
+            return [None] * len(infos)
+        versions = [
+            self._version(each) if each.size_bytes <= INLINE_BYTES else None for each in infos
+        ]
+        held = iter(hold_first([each for each in versions if each is not None]))
+        return [
+            lane_source(each, None) if each is not None and next(held) else None
+            for each in versions
+        ]
 
     def missing(self, info: ObjectInfo, start: int, stop: int) -> list[Range]:
         """Return the ranges of [start, stop), cut at blocks, that are not here."""

@@ -30,12 +30,19 @@ TOLERANCE = 1.5
 class Health:
     """The state of one direction: reading from the directory `path`, or writing. Thread-safe.
 
-    Each change is one step of the interpreter.
+    Each change is one step of the interpreter. `on_failure` is called after each failure.
     """
 
-    def __init__(self, path: str, doing: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        path: str,
+        doing: str,
+        clock: Callable[[], float] = time.monotonic,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
         # dependencies
         self._clock = clock
+        self._on_failure = on_failure
         # constants
         self._path = path
         self._doing = doing
@@ -66,6 +73,7 @@ class Health:
     def failed(self, number: int, *, why: str = "") -> None:
         """Note an error (an errno), and leave the directory alone for a while."""
         self._paused_until_s = self._clock() + PAUSE_S
+        self._on_failure()
         if not self._failing:
             self._failing = True
             log.warning(

@@ -39,6 +39,7 @@ from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable
 from mountpoint.fs.open import Opener
 from mountpoint.fs.overlay import OverlayNames
 from mountpoint.fs.posix_metadata import NOTHING, FileAttributes
+from mountpoint.fs.prepared import Preparer
 from mountpoint.fs.resolver import Resolver
 from mountpoint.fs.writes.backend import WriteBackend
 from mountpoint.fs.writes.readers import Readers
@@ -47,6 +48,7 @@ from mountpoint.fs.writes.reopen import ReopenedInodes
 from mountpoint.fs.writes.unlink import Remover
 from mountpoint.listing import tree
 from mountpoint.native._lane import unregister
+from mountpoint.native._prepared import FIRST_HANDLE, PreparedFiles
 from mountpoint.read.stream import Bytes
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.system.memory import drop_leftovers, give_back
@@ -94,12 +96,15 @@ class FileSystem:
         open_directories: HandleTable[DirectoryHandle],
         directories: Directories,
         opener: Opener,
+        prepared: PreparedFiles,
+        preparer: Preparer,
         readers: Readers,
         reopened: ReopenedInodes,
         backend: WriteBackend,
         remover: Remover,
         renamer: Renamer,
         attribute_view: AttributeView,
+        resized: dict[InodeNumber, float],
         ttl_s: float,
     ) -> None:
         # dependencies
@@ -111,6 +116,8 @@ class FileSystem:
         self._open_directories = open_directories
         self._directories = directories
         self._opener = opener
+        self._prepared = prepared
+        self.preparer = preparer
         self._readers = readers
         self._reopened = reopened
         self._backend = backend
@@ -120,7 +127,7 @@ class FileSystem:
         # constants
         self._ttl_s = ttl_s
         # mutable
-        self.resized: dict[InodeNumber, float] = {}  # until when a truncation may be unknown
+        self.resized = resized  # until when a truncation may be unknown
         self._looked_up_in = InodeNumber(0)  # the directory of the last lookup
         # mutable, used by `sweep` only: inodes forgotten by its last call, and its last give-back
         self._forgotten = 0
@@ -150,6 +157,8 @@ class FileSystem:
         if self._readers.expected:
             self._readers.make_way(directory, entry)
         inode = self._inodes.looked_up(directory, entry, fresh_until_s)
+        if self.preparer.follows_lookups and entry.info is not None:
+            self.preparer.looked_up(inode)
         return self._attribute_view.attributes(inode, inode.fresh_until_s - time.monotonic())
 
     def getattr(self, number: InodeNumber, thread: int = 0) -> Attributes:
@@ -166,6 +175,8 @@ class FileSystem:
         left_s = inode.fresh_until_s - time.monotonic()
         if left_s > 0:
             return self._attribute_view.attributes(inode, left_s)
+        if self._prepared.is_open(number):
+            return self._attribute_view.attributes(inode, self._ttl_s)
         refreshes = self._caches.refreshes
         entry, fresh_until_s = self._resolver.resolve(inode.parent or inode, inode.name)
         if not inode.is_version(entry):
@@ -365,7 +376,6 @@ class FileSystem:
             return None
         if self._local.writer(inode) is not None:
             return number, self._attribute_view.attributes(inode, 0.0)
-        unregister(number)
         self.release(number)
         if creates:
             self.forget(inode.number, 1)
@@ -373,6 +383,10 @@ class FileSystem:
 
     def read(self, number: HandleNumber, offset: int, size: int) -> Bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the file."""
+        if number >= FIRST_HANDLE:
+            data = self._prepared.read(number, offset, size)
+            if data is not None:
+                return data
         return self._files.get(number).read(offset, size)
 
     def write(
@@ -401,6 +415,7 @@ class FileSystem:
     def release(self, number: HandleNumber) -> None:
         """Close a file handle."""
         handle = self._files.remove(number)
+        unregister(number)
         try:
             handle.release()
         finally:
@@ -451,7 +466,7 @@ class FileSystem:
 
     def open_files(self) -> int:
         """Return the number of open file handles."""
-        return len(self._files)
+        return len(self._files) + self._prepared.opened
 
     def being_written(self) -> list[UnfinishedFile]:
         """Return the files whose latest content is not in S3."""

@@ -17,6 +17,7 @@ from mountpoint.listing.flat import CompleteDirectory
 from mountpoint.listing.page_chain import PageRequest
 from mountpoint.listing.tree import Entry
 from mountpoint.native._lane import Lane
+from mountpoint.native._prepared import FIRST_HANDLE
 from mountpoint.read.stream import Bytes
 from mountpoint.s3.client import ObjectClient
 from mountpoint.s3.retry import RetryPolicy
@@ -74,12 +75,14 @@ H = TypeVar("H")
 class HandleTable(Generic[H]):
     """Handles by number. Thread-safe: each change is one atomic step of the interpreter.
 
-    `note` is called with each number that gets a handle, and with None when it is removed.
+    `note` is called with each number that gets a handle, and with None when it is removed. `adopt`
+    is called with a number that has no handle, and may give it one (`put`).
     """
 
     def __init__(self, note: Callable[[HandleNumber, H | None], None] | None = None) -> None:
         # dependencies
         self._note = note
+        self.adopt: Callable[[HandleNumber], None] = lambda number: None
         # mutable
         self._handles: dict[HandleNumber, H] = {}
         self._made_for: dict[int, HandleNumber] = {}
@@ -100,14 +103,22 @@ class HandleTable(Generic[H]):
         """
         self._handles.update(handles)
         self._made_for = made_for
-        self._numbers = itertools.count(max(handles, default=0) + 1)
+        own = [number for number in handles if number < FIRST_HANDLE]
+        self._numbers = itertools.count(max(own, default=0) + 1)
 
     def get(self, number: HandleNumber) -> H:
         """Return a handle. Raises BadHandle for an unknown number."""
-        try:
-            return self._handles[number]
-        except KeyError:
-            raise BadHandle(f"handle {number} is not open") from None
+        handle = self._handles.get(number)
+        if handle is None:
+            self.adopt(number)
+            handle = self._handles.get(number)
+        if handle is None:
+            raise BadHandle(f"handle {number} is not open")
+        return handle
+
+    def put(self, number: HandleNumber, handle: H) -> None:
+        """Give a number that was noted before a handle."""
+        self._handles[number] = handle
 
     def __len__(self) -> int:
         return len(self._handles)
@@ -126,10 +137,12 @@ class HandleTable(Generic[H]):
 
     def remove(self, number: HandleNumber) -> H:
         """Remove and return a handle. Raises BadHandle for an unknown number."""
-        try:
-            handle = self._handles.pop(number)
-        except KeyError:
-            raise BadHandle(f"handle {number} is not open") from None
+        handle = self._handles.pop(number, None)
+        if handle is None:
+            self.adopt(number)
+            handle = self._handles.pop(number, None)
+        if handle is None:
+            raise BadHandle(f"handle {number} is not open")
         if self._note is not None:
             self._note(number, None)
         return handle

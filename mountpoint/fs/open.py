@@ -5,9 +5,14 @@ By default `open` asks S3, in the request that also fetches the first bytes.
 Unless the mount always asks, a version that was seen recently is opened without a request, and its
 first read sends the first one. If that finds another object, or none, the read fails, and later
 opens ask S3.
+
+Small files in the data cache are opened without the interpreter, if they were prepared for that
+(`prepared`). Such a handle is adopted where it needs an object.
 """
 
+import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable
 
@@ -22,14 +27,16 @@ from mountpoint.errors import (
     Superseded,
 )
 from mountpoint.fs.caches import Caches
-from mountpoint.fs.handles import HandleTable, OpenFile
+from mountpoint.fs.handles import HandleNumber, HandleTable, OpenFile
 from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable, PageState
 from mountpoint.fs.resolver import Resolver, newest
+from mountpoint.fs.session.log import SessionLog
 from mountpoint.fs.writes.backend import WriteBackend
 from mountpoint.fs.writes.open_flags import changes
 from mountpoint.fs.writes.readers import Readers
 from mountpoint.listing.cache import ListingCache
-from mountpoint.native._lane import Lane
+from mountpoint.native._lane import Lane, unregister
+from mountpoint.native._prepared import OpenedFile, PreparedFiles
 from mountpoint.read.stream import Bytes, ReadStream
 from mountpoint.read.streams import Streams
 from mountpoint.s3.client import ObjectClient, ObjectInfo
@@ -47,9 +54,9 @@ MAX_LOOKED_AT = 64 << 20
 class ReadHandle:
     """A file that is open for reading. `stream` is None for an empty object.
 
-    `version` is the version that is read. `writer` is the process that opened the file, if it did
-    so for writing too (O_RDWR); else None. With its first write another handle takes this one's
-    number.
+    `version` is what is read, and `from_disk` whether the data cache has all of it.
+    `writer` is the process that opened the file, if it did so for writing too (O_RDWR); else None.
+    With its first write another handle takes this one's number.
     """
 
     shared = False
@@ -70,6 +77,7 @@ class ReadHandle:
         # constants
         self.version = version
         self.writer = writer
+        self.from_disk = stream is not None and stream.from_disk
         # mutable
         self._damaged = False  # bytes of it did not match S3's checksum
 
@@ -154,10 +162,12 @@ class Opener:
     """Opens the files of a mount. Thread-safe.
 
     `files` has all open files. `asks_always`: each open asks S3 for the newest version, even if a
-    recent one is known. `on_open` is called before the kernel learns of an open for reading. Its
-    arguments are the file's key, and whether the program is likely to read little of it. It returns
-    whether the kernel will read little more than the program asks for. `on_damage` is called with
-    the inode of a file of which the kernel may hold pages that differ from S3's bytes.
+    recent one is known. What S3 has said is recent for `ttl_s`. `on_open` is called before the
+    kernel learns of an open for reading. Its arguments are the file's key, and whether the program
+    is likely to read little of it. It returns whether the kernel will read little more than the
+    program asks for. `on_damage` is called with the inode of a file of which the kernel may hold
+    pages that differ from S3's bytes. `prepared` has the files that are opened without the
+    interpreter, and `session` their lines of the log.
     """
 
     def __init__(
@@ -172,8 +182,11 @@ class Opener:
         readers: Readers,
         caches: Caches,
         backend: WriteBackend,
+        prepared: PreparedFiles,
+        session: SessionLog | None,
         *,
         asks_always: bool,
+        ttl_s: float,
         on_open: Callable[[bytes, bool], bool],
         on_damage: Callable[[InodeNumber], None],
     ) -> None:
@@ -188,10 +201,16 @@ class Opener:
         self._readers = readers
         self._caches = caches
         self._backend = backend
+        self._prepared = prepared
+        self._session = session
         self._on_open = on_open
         self._on_damage = on_damage
         # constants
         self._asks_always = asks_always
+        self._ttl_s = ttl_s
+        # mutable
+        self._adopting = threading.Lock()
+        self.opened = 0  #: opens for reading, about
 
     def open(self, inode: Inode, flags: int, process: int) -> OpenFile:
         """Open a file to read or to change it. Its inode counts an open.
@@ -225,9 +244,43 @@ class Opener:
             if changes(flags):
                 self._readers.arrived(inode)
             raise
+        self.opened += 1
         if self._on_open(inode.key, handle.looked_at):
             handle.read_exactly()
+        elif handle.from_disk:
+            self._prepared.ask(inode.number)
         return handle
+
+    def adopt(self, inode: Inode) -> None:
+        """Give all handles of a file that were opened without the interpreter an object.
+
+        Those that come later find what the caller has done before.
+        """
+        self._prepared.forget_all()
+        self.note_opened()
+        with self._adopting:
+            for opened in self._prepared.take(inode.number):
+                self._adopt(inode, opened)
+
+    def note_opened(self) -> None:
+        """Note of which files the kernel may have pages, though Python has not opened them."""
+        for number in self._prepared.take_opened():
+            with contextlib.suppress(StaleInode):
+                inode = self._inodes.get(InodeNumber(number))
+                inode.paged = max(inode.paged, PageState.SOME)
+
+    def adopt_handle(self, number: HandleNumber) -> None:
+        """Give a handle an object, if it was opened without the interpreter."""
+        with self._adopting:
+            opened = self._prepared.take_handle(number)
+            if opened is None:
+                return
+            try:
+                inode = self._inodes.get(InodeNumber(opened.inode))
+            except StaleInode:
+                unregister(number)
+                raise
+            self._adopt(inode, opened)
 
     def restore(self, inode: Inode, version: ObjectInfo, writer: int | None) -> ReadHandle:
         """Open a version for reading that another process of this mount had open.
@@ -263,6 +316,7 @@ class Opener:
 
     def damaged(self, inode: Inode) -> None:
         """Note that a read has found bytes that do not match S3's checksum."""
+        self.adopt(inode)
         self._inodes.disown(inode, inode.info)
         self._on_damage(inode.number)
 
@@ -270,7 +324,33 @@ class Opener:
         """Note that a handle for reading was closed."""
         self._readers.end(inode)
 
+    def believes(self, inode: Inode, info: ObjectInfo, now_s: float) -> bool:
+        """Whether a version may be opened without a request."""
+        # A listing does not say whether an archived object has been restored.
+        if self._asks_always or info.storage_class in ARCHIVE_CLASSES:
+            return False
+        if inode.fresh_until_s <= now_s:
+            return False
+        known = self._listings.find(inode.directory, inode.name)
+        if known is None:
+            return not self._listings.is_absent(inode.directory, inode.name)
+        return inode.is_version(known[0])
+
     # --- inside ---
+
+    def _adopt(self, inode: Inode, opened: OpenedFile) -> None:
+        info = inode.info
+        assert info is not None
+        self._inodes.opened(inode)
+        self._readers.joined(inode)
+        stream = self._streams.stream(info)
+        stream.use_disk()
+        number = HandleNumber(opened.handle)
+        self._files.put(number, ReadHandle(inode, stream, self, version=info))
+        if self._session is not None:
+            self._session.note_line("handle", number, opened.line)
+        unregister(number)
+        stream.lane.register(number)
 
     def _open_to_write(self, inode: Inode, flags: int, process: int) -> OpenFile | None:
         """Open a file that is being written or is to be changed.
@@ -293,16 +373,21 @@ class Opener:
         not have O_DIRECT. Raises StaleInode, PreconditionFailed or NotFound when another version is
         the newest or none is left, ObjectArchived, and S3Errors.
         """
+        if self._prepared.has_opened:
+            self.note_opened()
         writer = process if flags & os.O_ACCMODE == os.O_RDWR else None
         direct = bool(flags & os.O_DIRECT)
         info = inode.info
         assert info is not None
         requested_at_s = time.monotonic()
-        if not direct and self._believes(inode, info, requested_at_s):
+        generation = self._prepared.generation
+        if not direct and self.believes(inode, info, requested_at_s):
             stream = self._stream_unasked(inode, info, process)
         else:
             stream = self._open_stream(inode, info, direct=direct, process=process)
             self._listings.record_nonempty(inode.directory, requested_at_s)
+            if generation == self._prepared.generation:  # nothing says otherwise by now
+                inode.fresh_until_s = max(inode.fresh_until_s, requested_at_s + self._ttl_s)
         return ReadHandle(inode, stream, self, version=info, writer=writer)
 
     def _missed(self, inode: Inode, flags: int, error: OperationError) -> OperationError:
@@ -324,18 +409,6 @@ class Opener:
         except NoSuchEntry:
             return True
         return inode.is_version(entry)  # still listed, but cannot be read
-
-    def _believes(self, inode: Inode, info: ObjectInfo, now_s: float) -> bool:
-        """Whether a version may be opened without a request."""
-        # A listing does not say whether an archived object has been restored.
-        if self._asks_always or info.storage_class in ARCHIVE_CLASSES:
-            return False
-        if inode.fresh_until_s <= now_s:
-            return False
-        known = self._listings.find(inode.directory, inode.name)
-        if known is None:
-            return not self._listings.is_absent(inode.directory, inode.name)
-        return inode.is_version(known[0])
 
     def _stream_unasked(self, inode: Inode, info: ObjectInfo, process: int) -> ReadStream | None:
         """Return a stream of a version that is assumed to be the newest; send no request."""

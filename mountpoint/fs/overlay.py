@@ -77,11 +77,18 @@ class OverlayNames:
     """Local files and directories by the prefix of their directory. Thread-safe; no method waits.
 
     `root` is the prefix of the root directory, which always exists. `log` gets the directories.
+    `forget_prepared` is called when a name gets a writer (`native._prepared`).
     """
 
-    def __init__(self, root: bytes, log: SessionLog | None = None) -> None:
+    def __init__(
+        self,
+        root: bytes,
+        log: SessionLog | None = None,
+        forget_prepared: Callable[[], None] = lambda: None,
+    ) -> None:
         # dependencies
         self._log = log
+        self._forget_prepared = forget_prepared
         # constants
         self._root = root
         # mutable, guarded by _lock; read in single steps of the interpreter without it
@@ -110,7 +117,8 @@ class OverlayNames:
                 return False
             files[inode.name] = writer
             self._writers[inode.number] = writer
-            return True
+        self._forget_prepared()
+        return True
 
     def add_removed(self, writer: Writer) -> None:
         """Add a file that is being written, and has no name any more."""
@@ -145,6 +153,7 @@ class OverlayNames:
                 self._files.setdefault(inode.directory, {})[inode.name] = writer
                 if before != (inode.directory, inode.name):
                     self._remove(*before)
+        self._forget_prepared()
 
     def _remove_name(self, writer: Writer) -> None:
         location = self._location(writer, writer.inode.name)

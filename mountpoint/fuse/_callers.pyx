@@ -111,12 +111,18 @@ cdef bint is_unawaited(uint32_t opcode) noexcept nogil:
     return opcode in (FORGET, BATCH_FORGET, INTERRUPT, INIT, DESTROY, RELEASE, RELEASEDIR)
 
 
-def claim():
+cdef bint claim_request() noexcept nogil:
     """Whether this thread answers the request that it serves; False if another one has done so."""
+    cdef uint64_t unique
     if own == NULL:
         return True
-    cdef uint64_t unique = load_u64(&own.unique)
+    unique = load_u64(&own.unique)
     return unique == 0 or (unique & ABANDONED == 0 and replace_u64(&own.unique, unique, 0))
+
+
+def claim():
+    """See `claim_request`."""
+    return bool(claim_request())
 
 
 def is_abandoned():

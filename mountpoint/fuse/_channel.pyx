@@ -17,8 +17,10 @@ only taken over (`take`).
 Where any of this does not hold (another loader, a statically linked libfuse, a kernel without
 MAX_PAGES), requests pass through unchanged, and everything works as with plain llfuse.
 
-A READ whose bytes are here is answered on the way (`_reads`), and llfuse does not see it. A
-READDIRPLUS, which libfuse does not know, becomes a READDIR, and its answer gets the attributes of
+A READ whose bytes are here is answered on the way (`_reads`), and llfuse does not see it. Neither
+does it see the OPEN and RELEASE of files that were prepared for that (`_opens`).
+
+A READDIRPLUS, which libfuse does not know, becomes a READDIR, and its answer gets the attributes of
 the entries (`_listings`), which the operation has set for it (`set_listed`).
 
 A request whose program is killed meanwhile is answered by another thread (`_callers`).
@@ -98,6 +100,7 @@ from mountpoint.fuse._protocol cimport (
 )
 from mountpoint.fuse._callers cimport begin_serving, end_serving
 from mountpoint.fuse._listings cimport merge
+from mountpoint.fuse._opens cimport answer_open
 from mountpoint.fuse._reads cimport answer_read, write_all
 from mountpoint.fuse._survival cimport (
     is_kept_init,
@@ -248,7 +251,10 @@ cdef public int fuse_session_receive_buf(
         keep_request(<const InHeader*>buf.mem)
         begin_serving(<const InHeader*>buf.mem)
         wait_while_held()
-        if not answer_read(<const char*>buf.mem, size, descriptor):
+        if not (
+            answer_read(<const char*>buf.mem, size, descriptor)
+            or answer_open(<const char*>buf.mem, size, descriptor)
+        ):
             break
     if wanted and size > LARGE_BYTES:
         note_large()

@@ -81,6 +81,13 @@ cdef struct ReadIn:
     uint32_t flags
     uint32_t padding
 
+# A FLUSH begins with the same field, and is as long.
+cdef struct ReleaseIn:
+    uint64_t handle
+    uint32_t flags
+    uint32_t release_flags
+    uint64_t lock_owner
+
 cdef struct Rename2In:
     uint64_t new_directory  # the names follow; in a RENAME directly after this field
     uint32_t flags
@@ -159,6 +166,7 @@ cdef enum:
 
     # Flags of an opened file.
     DIRECT_IO = 1 << 0
+    KEEP_CACHE = 1 << 1  # the pages of earlier opens are valid
     NOFLUSH = 1 << 5  # since 7.35; older kernels ignore it
     ENTRY_OUT_BYTES = 128  # struct fuse_entry_out
     CREATE_OUT_BYTES = 128 + 16  # the answer to CREATE: struct fuse_entry_out and an OpenOut

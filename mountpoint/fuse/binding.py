@@ -15,7 +15,7 @@ from collections.abc import Callable
 _flags = sys.getdlopenflags()
 sys.setdlopenflags(_flags | os.RTLD_GLOBAL)
 try:
-    from mountpoint.fuse import _callers, _channel, _reads, _survival
+    from mountpoint.fuse import _callers, _channel, _opens, _reads, _survival
 finally:
     sys.setdlopenflags(_flags)
 
@@ -23,6 +23,7 @@ import llfuse  # noqa: E402  # after _channel
 
 from mountpoint.errors import MountError  # noqa: E402
 from mountpoint.metrics.recorder import Meters  # noqa: E402
+from mountpoint.native._prepared import PreparedFiles  # noqa: E402
 from mountpoint.system.procfs import is_ending, process_of  # noqa: E402
 
 __all__ = [
@@ -45,12 +46,14 @@ __all__ = [
     "library_version",
     "listing_room",
     "llfuse",
+    "opens_in_lane",
     "reads_in_lane",
     "rename_flags",
     "repeats",
     "request_number",
     "request_pid",
     "serve_lane",
+    "serve_opens",
     "set_listed",
     "take",
     "widen",
@@ -97,9 +100,24 @@ def serve_lane(meters: Meters) -> None:
     _reads.serve_lane(meters.operation("read"), meters.read_bytes, meters.programs.readers)
 
 
+def serve_opens(files: PreparedFiles, meters: Meters) -> None:
+    """Set before mounting the files that are opened without the interpreter; `meters` count that.
+
+    It has an effect with the channel of our own only (`widen`).
+    """
+    _opens.serve_opens(
+        files, meters.operation("open"), meters.operation("flush"), meters.operation("release")
+    )
+
+
 def reads_in_lane() -> int:
     """Return the number of reads that were answered without the interpreter."""
     return _reads.reads_in_lane()
+
+
+def opens_in_lane() -> int:
+    """Return the number of files that were opened without the interpreter."""
+    return _opens.opens_in_lane()
 
 
 def take(descriptor: int) -> None:

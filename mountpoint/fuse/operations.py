@@ -54,7 +54,6 @@ from mountpoint.fuse.structures import EntryAttributes, RequestContext, SetattrF
 from mountpoint.listing.tree import MAX_NAME_BYTES
 from mountpoint.log.throttle import LogThrottle
 from mountpoint.metrics.recorder import Meters
-from mountpoint.native._lane import unregister
 from mountpoint.read.stream import Bytes
 from mountpoint.system.procfs import process_of, program_of, who_closes
 
@@ -142,7 +141,6 @@ def _close_directory(operations: "Operations", handle: HandleNumber) -> None:
 
 def _give_up(operations: "Operations", handle: HandleNumber) -> None:
     """Close a file as the kernel does for a program that was killed after it had opened it."""
-    unregister(handle)
     with contextlib.suppress(OperationError):
         operations._fs.flush(handle, process_of(request_pid()), killed=True)
     with contextlib.suppress(OperationError):
@@ -346,7 +344,6 @@ class Operations(llfuse.Operations):  # type: ignore[misc]  # llfuse has no type
     @operation("closed")
     def release(self, fh: HandleNumber) -> None:
         """See FileSystem. A repeated request may find that the file was closed."""
-        unregister(fh)
         try:
             self._fs.release(fh)
         except BadHandle:

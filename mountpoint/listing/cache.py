@@ -96,7 +96,10 @@ class _DirectoryIndex:
 
 
 class ListingCache:
-    """Recently listed entries, by the prefix of their directory. Thread-safe."""
+    """Recently listed entries, by the prefix of their directory. Thread-safe.
+
+    `on_change` is called when a file turns out to be another version, or to be gone.
+    """
 
     def __init__(
         self,
@@ -104,7 +107,10 @@ class ListingCache:
         clock: Callable[[], float] = time.monotonic,
         *,
         negative_ttl_s: float = 0.0,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
+        # dependencies
+        self._on_change = on_change
         # constants
         self._ttl_s = ttl_s
         self._negative_ttl_s = negative_ttl_s
@@ -147,12 +153,14 @@ class ListingCache:
                 return
             until_s = requested_at_s + self._ttl_s
             page = _Page(next(self._numbers), directory, requested_at_s, until_s, entries)
-            self._add_page(page)
+            changed = self._add_page(page)
             if entries:
                 self._note_nonempty(directory, requested_at_s)
             if span is not None:
                 self._add_span(directory, span._replace(page=page.number))
             self._drop_old()
+        if changed:
+            self._on_change()
 
     def record_nonempty(self, directory: bytes, requested_at_s: float) -> None:
         """Record that a directory has an entry, so it and all directories above it exist."""
@@ -251,6 +259,7 @@ class ListingCache:
             if page:
                 page.entries[name] = None
             self._drop_old()
+        self._on_change()
 
     def record_created(self, directory: bytes, entry: Entry) -> None:
         """Add an entry that this mount has just created."""
@@ -376,7 +385,9 @@ class ListingCache:
 
     # --- changes (lock held) ---
 
-    def _add_page(self, page: _Page) -> None:
+    def _add_page(self, page: _Page) -> bool:
+        """Add a page; return whether it has another version of a file than an older one."""
+        changed = False
         index = self._indexes.setdefault(page.directory, _DirectoryIndex())
         self._pages[page.number] = page
         insort(index.firsts, page.first)
@@ -388,6 +399,7 @@ class ListingCache:
             if other is not None:
                 if other.requested_at_s > page.requested_at_s:
                     continue  # pages may arrive in another order than they were requested
+                changed = changed or _differ(other.entries[name], page.entries[name])
                 other.live -= 1
                 if other.live == 0:
                     superseded.append(other)
@@ -397,6 +409,7 @@ class ListingCache:
             self._drop(other)
         if page.entries and page.live == 0:
             self._drop(page)
+        return changed
 
     def _drop(self, page: _Page) -> None:
         del self._pages[page.number]
@@ -441,6 +454,13 @@ class ListingCache:
         for times_s in self._times_s:
             if times_s:
                 _drop_until(oldest_s, times_s)
+
+
+def _differ(one: Entry | None, other: Entry | None) -> bool:
+    """Whether two entries of a name are not the same version of a file."""
+    if one is None or other is None:
+        return True
+    return (one.info and one.info.etag) != (other.info and other.info.etag)
 
 
 def _note(times_s: dict[K, float], key: K, time_s: float, limit: int) -> None:

@@ -17,6 +17,7 @@ from mountpoint.fs.handles import DirectoryHandle, HandleTable, OpenFile
 from mountpoint.fs.inodes import LONG_BITS, SHORT_BITS, InodeNumber, InodeTable
 from mountpoint.fs.open import Opener
 from mountpoint.fs.overlay import OverlayNames
+from mountpoint.fs.prepared import Preparer
 from mountpoint.fs.resolver import Resolver
 from mountpoint.fs.session.log import SessionLog
 from mountpoint.fs.session.recovery import note_file, note_listing, recover
@@ -32,6 +33,7 @@ from mountpoint.fs.writes.streamed.writes import StreamedWrites
 from mountpoint.fs.writes.unlink import Remover
 from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.prefetch import WalkPrefetcher
+from mountpoint.native._prepared import PreparedFiles
 from mountpoint.read.streams import Streams
 from mountpoint.s3.client import ObjectClient
 from mountpoint.s3.retry import RetryPolicy
@@ -59,6 +61,7 @@ def build_filesystem(
     session: SessionLog | None = None,
     request: Callable[[], int] = lambda: 0,
     claim: Callable[[], bool] = lambda: True,
+    prepared: PreparedFiles | None = None,
 ) -> FileSystem:
     """Return the file system of a bucket, from `prefix` down.
 
@@ -66,11 +69,19 @@ def build_filesystem(
     None: they are streamed. `on_open`, `on_damage`: see Opener. `drop_pages`: see Readers.
     `session` keeps what another process needs to go on, and has what this one goes on with;
     `request` returns the number of the request that is being served. `claim`: see WriteContext.
+    `prepared` are the files that are opened without the interpreter.
     """
+    if prepared is None:
+        prepared = PreparedFiles(None if session is None else session.journal)
+    if session is not None:
+        session.beside = prepared.text
+    streams.count_also(prepared.take_read_bytes)
     inodes = InodeTable(prefix, SHORT_BITS if config.inode32 else LONG_BITS, session)
-    local = OverlayNames(prefix, session)
+    local = OverlayNames(prefix, session, prepared.forget_all)
     readers = Readers(inodes, drop_pages, threads)
-    listings = ListingCache(config.ttl_s, negative_ttl_s=config.negative_ttl_s)
+    listings = ListingCache(
+        config.ttl_s, negative_ttl_s=config.negative_ttl_s, on_change=prepared.forget_all
+    )
     resolver = Resolver(
         client,
         retry_policy,
@@ -82,7 +93,7 @@ def build_filesystem(
         attributes=change.keeps_attributes,
     )
     walks = WalkPrefetcher(client, retry_policy, listings, config.ttl_s)
-    caches = Caches(listings, resolver, walks, inodes)
+    caches = Caches(listings, resolver, walks, inodes, prepared.forget_all)
     context = WriteContext(
         client=client,
         retry_policy=retry_policy,
@@ -121,9 +132,27 @@ def build_filesystem(
         readers,
         caches,
         backend,
+        prepared,
+        session,
         asks_always=config.asks_on_open,
+        ttl_s=config.ttl_s,
         on_open=on_open,
         on_damage=on_damage,
+    )
+    readers.adopt = opener.adopt
+    files.adopt = opener.adopt_handle
+    resized: dict[InodeNumber, float] = {}
+    preparer = Preparer(
+        prepared,
+        opener,
+        streams,
+        listings,
+        inodes,
+        readers,
+        local,
+        backend,
+        resized,
+        logs=session is not None,
     )
     reopened = ReopenedInodes(
         client,
@@ -144,7 +173,7 @@ def build_filesystem(
     directories = Directories(context, listings, walks)
     if session is not None:
         found = recover(
-            session, inodes, local, files, open_directories, opener, directories, staged
+            session, inodes, local, files, open_directories, opener, directories, staged, prepared
         )
         if any(found):
             log.info("open files and directories go on", **found._asdict())
@@ -157,11 +186,14 @@ def build_filesystem(
         open_directories=open_directories,
         directories=directories,
         opener=opener,
+        prepared=prepared,
+        preparer=preparer,
         readers=readers,
         reopened=reopened,
         backend=backend,
         remover=Remover(context, resolver, backend),
         renamer=Renamer(context, resolver, directories, backend),
         attribute_view=attribute_view,
+        resized=resized,
         ttl_s=config.ttl_s,
     )

@@ -119,7 +119,11 @@ class ControlCommands:
             "at_s": time.monotonic(),
             "status": self.status(request),
             "counters": self._meters.counters.snapshot(),
-            "meters": self._meters.snapshot() | {"reads_in_lane": binding.reads_in_lane()},
+            "meters": self._meters.snapshot()
+            | {
+                "reads_in_lane": binding.reads_in_lane(),
+                "opens_in_lane": binding.opens_in_lane(),
+            },
         }
 
     def log(self, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from mountpoint.mount.kept.upgrade import Upgrade
 from mountpoint.mount.shared_cache import cache_bucket, shared_cache
 from mountpoint.mount.signals import SignalWatcher, nudge_workers
 from mountpoint.native import _blocks
+from mountpoint.native._prepared import PreparedFiles
 from mountpoint.read.streams import Streams
 from mountpoint.s3.aws.ec2 import Instance
 from mountpoint.s3.aws.endpoint import Endpoint
@@ -67,6 +68,10 @@ KEPT_SHARE = 16
 #: many bytes.
 QUEUE_SHARE = 16
 MAX_QUEUE_BYTES = 64 * MIB
+
+
+#: What opens without the interpreter have fetched and was not read: this part of the memory target.
+HELD_SHARE = 32
 
 
 def run(config: Config, on_ready: Callable[[], None], link: Link | None = None) -> int:
@@ -176,9 +181,11 @@ def _serve(
     handed_over = config.mount.descriptor is not None
     mount_point = directory if handed_over or link is not None else os.path.realpath(directory)
     # Reads end when the kernel ends the mount; uploads of what was written still go on.
-    cache = _cache(config, client.endpoint, meters)
+    held_bytes = config.read.memory_bytes // HELD_SHARE
+    prepared = PreparedFiles(None if turn is None else turn.log.journal, held_bytes)
+    cache = _cache(config, client.endpoint, meters, prepared)
     _blocks.keep_at_most(_kept_bytes(config.read, 0 if cache is None else cache.queue_bytes))
-    read_config = config.read
+    read_config = replace(config.read, memory_bytes=config.read.memory_bytes - held_bytes)
     for each in (cache, shared):
         if each is not None:
             left_bytes = read_config.memory_bytes - each.queue_bytes
@@ -219,6 +226,7 @@ def _serve(
         session=None if turn is None else turn.log,
         request=binding.request_number,
         claim=binding.claim,
+        prepared=prepared,
     )
 
     def interrupt() -> None:
@@ -254,6 +262,13 @@ def _serve(
     attributes = ttl_s > 0 and not config.change.keeps_attributes
     binding.widen(config.mount.channel, attributes=attributes, always=ttl_s >= LONG_TTL_S)
     binding.serve_lane(meters)
+    if config.mount.channel:
+        binding.serve_opens(prepared, meters)
+        filesystem.preparer.follows_lookups = config.filesystem.asks_on_open
+    if cache is not None and config.mount.channel:
+        threading.Thread(
+            target=filesystem.preparer.run, args=(stopping,), name="prepare", daemon=True
+        ).start()
     if turn is not None:
         turn.prepare(writes=staging is not None)
     elif config.mount.descriptor is not None:
@@ -341,7 +356,9 @@ def _kept_bytes(config: ReadConfig, queue_bytes: int) -> int:
     return max(config.memory_bytes // KEPT_SHARE, config.part_size_bytes) + queue_bytes
 
 
-def _cache(config: Config, endpoint: Endpoint, meters: Meters) -> BlockCache | None:
+def _cache(
+    config: Config, endpoint: Endpoint, meters: Meters, prepared: PreparedFiles
+) -> BlockCache | None:
     """Return the data cache, if there is to be one. Raises MountError if it cannot be used."""
     if config.cache.directory is None:
         return None
@@ -352,6 +369,7 @@ def _cache(config: Config, endpoint: Endpoint, meters: Meters) -> BlockCache | N
         meters.counters,
         max_bytes=config.cache.max_bytes,
         queue_bytes=min(config.read.memory_bytes // QUEUE_SHARE, MAX_QUEUE_BYTES),
+        on_failure=prepared.forget_all,
     )
 
 

@@ -20,6 +20,8 @@ cdef struct source_t:
     # do not arrive in time, or as they should.
     Block* (*fetch)(source_t*, long long, long long, unsigned long long, double) noexcept nogil
     void (*destroy)(source_t*) noexcept nogil
+    # Begin to fetch the object's start, and do not wait; NULL: that is not possible.
+    void (*expect)(source_t*) noexcept nogil
 
 cdef extern from *:
     """
@@ -63,6 +65,7 @@ cdef struct lane_t:
     shared_bytes hit_stop       # the end of the last read
     shared_bytes read_bytes     # by all reads
     long long waits             # reads that waited, and were not taken yet
+    bint once                   # its parts go once the whole object was read
     shared_source whole         # has all bytes of the object; NULL: none. Also read without the mutex
     random_t random
 
@@ -80,6 +83,9 @@ cdef int lane_read(
 ) noexcept nogil
 cdef void release_pieces(piece_t* pieces, int count) noexcept nogil
 cdef lane_t* find_lane(unsigned long long handle) noexcept nogil
+cdef bint register_lane(unsigned long long handle, lane_t* lane) noexcept nogil
+cdef void unregister_lane(unsigned long long handle) noexcept nogil
+cdef void lane_allow_whole(lane_t* lane, source_t* source) noexcept nogil
 
 
 cdef void release_source(source_t* source) noexcept nogil

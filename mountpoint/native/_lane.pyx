@@ -22,6 +22,7 @@ from libc.string cimport memcpy, memmove, memset
 
 from mountpoint.native._arrivals cimport (
     PENDING,
+    shared_int,
     hold_arrival,
     ready_block,
     release_arrival,
@@ -54,6 +55,7 @@ cdef double MAX_WAIT_S = 2.0
 cdef enum:
     BUCKETS = 1024
     PAGE_BYTES = 4096
+    MAX_EXPECTED = 64
     # A read this close to another may belong to a run (`read.patterns`).
     NEAR_BYTES = 4 * PAGE_BYTES
 
@@ -64,7 +66,7 @@ cdef struct Entry:
 
 # Guarded by registry_mutex.
 cdef Entry* buckets[BUCKETS]
-cdef int entries = 0
+cdef shared_int entries = 0
 
 
 # --- one lane ---
@@ -172,12 +174,16 @@ cdef void lane_clear(lane_t* lane) noexcept nogil:
 
 cdef void lane_note(lane_t* lane, long long stop, long long size, bint waited) noexcept nogil:
     """Count a read; `stop` is its end, or negative for one whose bytes Python has fetched."""
+    cdef bint done
     pthread_mutex_lock(&lane.mutex)
     if stop >= 0:
         lane.hit_stop = stop
     lane.read_bytes += size
     lane.waits += waited
+    done = lane.once and stop == lane.size_bytes <= lane.read_bytes
     pthread_mutex_unlock(&lane.mutex)
+    if done:
+        lane_clear(lane)
 
 
 cdef long long lane_take_waits(lane_t* lane) noexcept nogil:
@@ -343,6 +349,15 @@ cdef void lane_forget_whole(lane_t* lane) noexcept nogil:
     drop_source(lane, &lane.whole)
 
 
+cdef void lane_allow_whole(lane_t* lane, source_t* source) noexcept nogil:
+    """Let the lane fetch all reads from this source, as long as there is no part."""
+    lane_forget_whole(lane)
+    atomic_add(&source.refs, 1)
+    pthread_mutex_lock(&lane.mutex)
+    lane.whole = source
+    pthread_mutex_unlock(&lane.mutex)
+
+
 cdef Block* fetch_whole(
     lane_t* lane, long long offset, long long stop, unsigned long long thread
 ) noexcept nogil:
@@ -374,11 +389,27 @@ cdef void release_pieces(piece_t* pieces, int count) noexcept nogil:
 
 
 cdef class LaneSource:
-    """A source of bytes for reads at random places. It owns one reference."""
+    """A source of bytes of one object. It owns one reference."""
 
     def __dealloc__(self):
         if self.source != NULL:
             release_source(self.source)
+
+
+def expect_all(list sources not None):
+    """Let sources begin to fetch the starts of their objects, and do not wait. Releases the GIL."""
+    cdef source_t* expected[MAX_EXPECTED]
+    cdef LaneSource each
+    cdef int count = 0, index
+    for each in sources:
+        if each is None:
+            raise TypeError("not a source")
+        if each.source != NULL and each.source.expect != NULL and count < MAX_EXPECTED:
+            expected[count] = each.source  # `sources` holds it
+            count += 1
+    with nogil:
+        for index in range(count):
+            expected[index].expect(expected[index])
 
 
 cdef class Lane:
@@ -390,18 +421,7 @@ cdef class Lane:
 
     def register(self, unsigned long long handle):
         """Let the reads of this file handle use the lane, until `unregister`."""
-        global entries
-        cdef Entry* entry = <Entry*>malloc(sizeof(Entry))
-        if entry == NULL:
-            return  # Python answers
-        entry.handle = handle
-        entry.lane = self.lane
-        atomic_add(&self.lane.refs, 1)
-        pthread_mutex_lock(&registry_mutex)
-        entry.next = buckets[handle % BUCKETS]
-        buckets[handle % BUCKETS] = entry
-        entries += 1
-        pthread_mutex_unlock(&registry_mutex)
+        register_lane(handle, self.lane)  # without memory Python answers
 
     def allow_whole(self, LaneSource source not None):
         """Let the lane fetch all reads from a source that has the whole object, as long as there is
@@ -409,11 +429,7 @@ cdef class Lane:
         """
         if source.source == NULL:
             raise ValueError("not a source")
-        lane_forget_whole(self.lane)
-        atomic_add(&source.source.refs, 1)
-        pthread_mutex_lock(&self.lane.mutex)
-        self.lane.whole = source.source
-        pthread_mutex_unlock(&self.lane.mutex)
+        lane_allow_whole(self.lane, source.source)
 
     def read_whole(self, long long offset, long long stop):
         """Return the bytes [offset, stop), at most to the object's end, from the source that has the
@@ -494,6 +510,33 @@ cdef class Lane:
 
 def unregister(unsigned long long handle):
     """Let the reads of this file handle go to Python again."""
+    unregister_lane(handle)
+
+
+def registered():
+    """Return the number of registered file handles."""
+    return entries
+
+
+cdef bint register_lane(unsigned long long handle, lane_t* lane) noexcept nogil:
+    """Let the reads of a file handle use a lane; False without memory."""
+    global entries
+    cdef Entry* entry = <Entry*>malloc(sizeof(Entry))
+    if entry == NULL:
+        return False
+    entry.handle = handle
+    entry.lane = lane
+    atomic_add(&lane.refs, 1)
+    pthread_mutex_lock(&registry_mutex)
+    entry.next = buckets[handle % BUCKETS]
+    buckets[handle % BUCKETS] = entry
+    entries += 1
+    pthread_mutex_unlock(&registry_mutex)
+    return True
+
+
+cdef void unregister_lane(unsigned long long handle) noexcept nogil:
+    """Let the reads of a file handle go to Python again."""
     global entries
     cdef Entry* found = NULL
     cdef Entry** link
@@ -509,11 +552,6 @@ def unregister(unsigned long long handle):
     if found != NULL:
         release_lane(found.lane)
         free(found)
-
-
-def registered():
-    """Return the number of registered file handles."""
-    return entries
 
 
 cdef lane_t* find_lane(unsigned long long handle) noexcept nogil:

@@ -137,6 +137,7 @@ class ReadStream:
         self._closed = False
         self._begun = False  # a read has been planned
         self._initial_due = False  # the first read fetches the initial range
+        self.from_disk = False  # the lane reads the whole of a small file from the data cache
         # If it was not fetched, the kernel may have served the reads.
         self.initial_fetched = False
         self._initial_read = False  # a reader has used the initial range
@@ -215,7 +216,8 @@ class ReadStream:
             source = self._cached.whole_source()
         if source is not None:
             self._parts.allow_whole(source)
-        return source is not None
+            self.from_disk = True
+        return self.from_disk
 
     @property
     def begins_in_cache(self) -> bool:

@@ -5,14 +5,17 @@ After `IDLE_SWEEPS` sweeps they are cancelled and dropped; almost at once if oth
 refused memory. When nothing is left, the memory goes back to the system.
 """
 
+from collections.abc import Callable
+
 from mountpoint.cache.block_cache import BlockCache
 from mountpoint.cache.shared.cache import SharedCache
 from mountpoint.config import ReadConfig
 from mountpoint.metrics.counters import Counters
 from mountpoint.native import _blocks
+from mountpoint.native._lane import LaneSource
 from mountpoint.read.history import ReadHistory
 from mountpoint.read.prefetch import FilePrefetcher, Following
-from mountpoint.read.stream import ReadStream
+from mountpoint.read.stream import SMALL_BYTES, ReadStream
 from mountpoint.s3.client import ByteSource, ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.system.memory import give_back
@@ -53,7 +56,7 @@ class Streams:
         )
         # One reader takes what two event loops bring.
         max_bytes = config.max_ahead_bytes * min(config.event_loops, 2) // config.event_loops
-        counters = counters or Counters()
+        self._counters = counters = counters or Counters()
         self._stats = TransferStats(
             self.budget,
             counters,
@@ -129,6 +132,41 @@ class Streams:
         else:
             stream.open_unasked(paged=paged)
         return stream
+
+    def count_also(self, take_bytes: Callable[[], int]) -> None:
+        """Count bytes read without a stream: `take_bytes` returns those since its last call."""
+        self._counters.catch_up.append(lambda: self._stats.read(take_bytes()))
+
+    def whole_sources(self, infos: list[ObjectInfo]) -> list[LaneSource | None]:
+        """Return a source of all bytes for each small object that the data cache has.
+
+        None also for one of which programs are likely to read little.
+        """
+        if self._cache is None:
+            return [None] * len(infos)
+        sources = self._cache.whole_sources(infos)
+        return [
+            None if self._history.is_looked_at(info.key) else source
+            for info, source in zip(infos, sources, strict=True)
+        ]
+
+    def small_source(self, info: ObjectInfo) -> tuple[LaneSource, float] | None:
+        """Return a source of all bytes of a small object in S3, and the seconds that it may take.
+
+        None if the object is not small, a cache may have it, or programs read little of such files.
+        """
+        size_bytes = info.size_bytes
+        if self._cache is not None or not 0 < size_bytes <= SMALL_BYTES:
+            return None
+        if self._history.initial_bytes(info.key, size_bytes) < size_bytes:
+            return None
+        if self._history.is_looked_at(info.key) or (
+            self._shared is not None and self._shared.wants(info)
+        ):
+            return None
+        source = self._source.lane_source(info)
+        late_s = min(self._stats.late_s(size_bytes), self._config.stall_s)
+        return None if source is None else (source, late_s)
 
     def sweep(self) -> None:
         """Make idle streams give back their memory; called once a second."""

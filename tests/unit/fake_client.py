@@ -31,6 +31,7 @@ from mountpoint.errors import (
     TransportFault,
     WrongOffset,
 )
+from mountpoint.native._lane import LaneSource
 from mountpoint.s3.capabilities import Capabilities
 from mountpoint.s3.client import (
     ALWAYS,
@@ -410,7 +411,7 @@ class FakeClient:
         token = None if shown == keys else f"after-{shown[-1].hex()}"
         return ListPage([objects[key] for key in shown], [], token)
 
-    def lane_source(self, version: ObjectInfo) -> None:
+    def lane_source(self, version: ObjectInfo) -> LaneSource | None:
         """See ByteSource: there is none."""
 
     def get(self, version: ObjectInfo, start: int, stop: int, sink: BodySink) -> Transfer:

@@ -14,7 +14,7 @@ import pytest
 from mountpoint.cache.block_cache import BlockCache
 from mountpoint.cache.directory import CacheDirectory
 from mountpoint.config import ChangeConfig, FileSystemConfig, ReadConfig, WriteConfig
-from mountpoint.fs import filesystem, resolver
+from mountpoint.fs import filesystem, prepared, resolver
 from mountpoint.fs import open as opener
 from mountpoint.fs.attributes import Attributes
 from mountpoint.fs.directories import DirectoryEntry
@@ -29,6 +29,7 @@ from mountpoint.listing.cache import ListingCache
 from mountpoint.metrics.counters import Counters
 from mountpoint.mount import build
 from mountpoint.mount.build import build_filesystem
+from mountpoint.native._prepared import PreparedFiles
 from mountpoint.read.streams import Streams
 from mountpoint.s3.retry import RetryPolicy
 from mountpoint.upload.uploads import Uploads
@@ -50,6 +51,10 @@ class Mounted:
         retry_policy = RetryPolicy(try_s=SAFE_S, total_s=total_s, stopping=self.stopping)
         self.counters = Counters()
         read = ReadConfig(memory_bytes=options.pop("memory_bytes", 256 << 20))
+        session = options.pop("session", None)
+        journal = None if session is None else session.journal
+        #: The files that are opened without the interpreter: `world.fs.preparer` prepares them.
+        self.prepared = PreparedFiles(journal, options.pop("held_bytes", 0))
         directory = options.pop("cache", None)
         self.cache = None if directory is None else self._cache(directory)
         self.streams = Streams(client, read, retry_policy, self.counters, self.cache)
@@ -59,7 +64,6 @@ class Mounted:
         self.uploads.may_write = not options.pop("unproven", False)
         change = {name: options.pop(name) for name in CHANGES if name in options}
         staging = options.pop("staging", None)
-        session = options.pop("session", None)
         #: The number of the request that is being served.
         self.request = 0
         #: Whether the program still waits for its answer.
@@ -77,6 +81,7 @@ class Mounted:
             session=session,
             request=lambda: self.request,
             claim=lambda: self.awaited,
+            prepared=self.prepared,
         )
 
     def _cache(self, directory: str) -> BlockCache:
@@ -87,6 +92,7 @@ class Mounted:
             self.counters,
             max_bytes=None,
             queue_bytes=64 << 20,
+            on_failure=self.prepared.forget_all,
         )
 
     def pass_s(self, seconds: float) -> None:
@@ -152,8 +158,9 @@ def mounted(objects: Mapping[bytes, bytes] | None = None, /, **options: Any) -> 
     """Create a bucket and its file system.
 
     The options are those of FileSystemConfig, ChangeConfig and FakeClient, `prefix`, `total_s`,
-    `memory_bytes`, `write` (a WriteConfig), `cache` (a directory for the data cache), and
-    `unproven`: the first open for writing checks the permission.
+    `memory_bytes`, `write` (a WriteConfig), `cache` (a directory for the data cache),
+    `held_bytes` (see PreparedFiles), and `unproven`: the first open for writing checks the
+    permission.
     """
     clock = SimpleNamespace(now_s=1000.0)
     clock.monotonic = lambda: clock.now_s
@@ -165,6 +172,7 @@ def mounted(objects: Mapping[bytes, bytes] | None = None, /, **options: Any) -> 
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filesystem, "time", clock)
+        patch.setattr(prepared, "time", clock)
         patch.setattr(resolver, "time", clock)
         patch.setattr(opener, "time", clock)
         patch.setattr(build, "time", clock)

@@ -38,6 +38,7 @@ TESTED_IN = {
         "fs/writes/streamed/handle fs/writes/streamed/open fs/writes/streamed/writer"
     ),
     "unit/fs/test_setattr.py": "fs/writes/streamed/attributes",
+    "mount/test_prepared.py": "fuse/_opens",
     "mount/test_channel.py": "fuse/_reads fuse/binding fuse/structures",
     "mount/test_keep_alive.py": (
         "ctl/upgrade fuse/_survival mount/kept/link mount/kept/upgrade mount/kept/worker"

@@ -54,5 +54,6 @@ cdef class CachedVersion:
 
 
 cdef bint read_there(version_t* version, long long start, long long stop, char* into) noexcept nogil
+cdef bint expect_block(const version_t* version, long long number) noexcept nogil
 cdef void keep(version_t* version, long long position, Block* block, long long offset) noexcept nogil
 cdef void release_version(version_t* version) noexcept nogil

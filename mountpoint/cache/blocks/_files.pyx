@@ -592,6 +592,33 @@ cdef class CachedVersion:
             removed = unlinkat(self.version.store.directory, path, 0) == 0
         return removed
 
+
+def hold_first(list versions not None):
+    """Return for each version whether there is a file for its first block. Releases the GIL."""
+    cdef version_t** asked
+    cdef bint* held
+    cdef CachedVersion each
+    cdef Py_ssize_t count = len(versions), index
+    asked = <version_t**>malloc((count + 1) * sizeof(version_t*))
+    held = <bint*>malloc((count + 1) * sizeof(bint))
+    if asked == NULL or held == NULL:
+        free(asked)
+        free(held)
+        raise MemoryError()
+    try:
+        for index, each in enumerate(versions):
+            if each is None:
+                raise TypeError("not a version")
+            asked[index] = each.version  # `versions` holds it
+        with nogil:
+            for index in range(count):
+                held[index] = is_there(asked[index], 0)
+        return [bool(held[index]) for index in range(count)]
+    finally:
+        free(asked)
+        free(held)
+
+
 # --- small blocks that reads in lanes have fetched ---
 
 cdef void keep(version_t* version, long long position, Block* block, long long offset) noexcept nogil:

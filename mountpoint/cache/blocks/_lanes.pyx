@@ -10,6 +10,7 @@ from libc.string cimport memcpy, memset
 
 from mountpoint.cache.blocks._files cimport (
     CachedVersion,
+    expect_block,
     keep,
     read_there,
     release_version,
@@ -63,6 +64,10 @@ cdef Block* fetch_small(
     return block
 
 
+cdef void expect(source_t* it) noexcept nogil:
+    expect_block((<CachedSource*>it).version, 0)
+
+
 cdef void destroy(source_t* it) noexcept nogil:
     cdef CachedSource* source = <CachedSource*>it
     if source.other != NULL:
@@ -81,6 +86,7 @@ def lane_source(CachedVersion cached not None, LaneSource other):
     source.source.refs = 1
     source.source.fetch = &fetch
     source.source.destroy = &destroy
+    source.source.expect = &expect
     source.version = cached.version
     atomic_add(&cached.version.refs, 1)
     if other is not None and other.source != NULL:

@@ -20,12 +20,16 @@ from mountpoint.fs.session.log import (
     SessionLog,
     bytes_of,
     fields_of,
+    json_of,
+    quoted,
     text_of,
     version_of,
 )
 from mountpoint.fs.writes.staged.writer import StagedHandle
 from mountpoint.fs.writes.staged.writes import StagedWrites
 from mountpoint.native._lane import Lane
+from mountpoint.native._prepared import PreparedFiles
+from mountpoint.s3.client import ObjectInfo
 
 
 class Recovered(NamedTuple):
@@ -104,6 +108,16 @@ def note_file(
     log.note("handle", number, fields)
 
 
+def text_of_reader(inode: Inode, version: ObjectInfo) -> bytes:
+    """Return the fields of a handle for reading, as text up to the request (`native._prepared`)."""
+    parent = inode.parent or inode
+    text = (
+        f'{{"inode":{inode.number},"parent":{parent.number},"name":{quoted(text_of(inode.name))},'
+        f'"version":{json_of(version)},"writer":null,"request":'
+    )
+    return text.encode()
+
+
 def note_listing(
     log: SessionLog,
     request: Callable[[], int],
@@ -127,6 +141,7 @@ def recover(
     opener: Opener,
     directories: Directories,
     staged: StagedWrites | None,
+    prepared: PreparedFiles,
 ) -> Recovered:
     """Restore all that the log has. Sends no request. `staged` None: files are not staged."""
     for prefix in log.records("created"):
@@ -159,6 +174,7 @@ def recover(
             handle.lane.register(number)
         handles[HandleNumber(number)] = handle
     files.restore(handles, _made_for(log, "handle"))
+    prepared.number_from(max(handles, default=0) + 1)
     listings = {}
     for number, fields in log.records("listing").items():
         directory = found.get(fields["inode"])

@@ -37,7 +37,8 @@ class Readers:
     """The readers of all inodes of a mount. Thread-safe; waits end within RETURN_S.
 
     `drop_pages` makes the kernel forget the cached pages of an inode that is not open; it returns
-    whether that is certain. `threads`: how many the mount has.
+    whether that is certain. `threads`: how many the mount has. `adopt` makes readers that opened an
+    inode without the interpreter known here (`native._prepared`).
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Readers:
         # dependencies
         self._inodes = inodes
         self._drop_pages = drop_pages
+        self.adopt: Callable[[Inode], None] = lambda inode: None
         # constants
         self._max_waiting = threads * 3 // 4
         # mutable, guarded by _lock, which is that of _changed; `expected` is also read without it
@@ -70,6 +72,11 @@ class Readers:
                     raise Superseded("the file is about to be written")
             self._counts[inode.number] = self._counts.get(inode.number, 0) + 1
 
+    def joined(self, inode: Inode) -> None:
+        """Count a reader that has the inode open already."""
+        with self._lock:
+            self._counts[inode.number] = self._counts.get(inode.number, 0) + 1
+
     def end(self, inode: Inode) -> None:
         """Subtract a reader."""
         with self._lock:
@@ -83,6 +90,7 @@ class Readers:
 
     def are_there(self, inode: Inode) -> bool:
         """Whether an inode has readers."""
+        self.adopt(inode)
         return inode.number in self._counts
 
     def is_only(self, inode: Inode, within_s: float) -> bool:
@@ -90,6 +98,7 @@ class Readers:
 
         The kernel reports a close shortly after the program has gone on.
         """
+        self.adopt(inode)
         with self._lock:
             return self._watch(lambda: self._counts.get(inode.number, 0) <= 1, within_s)
 
@@ -107,6 +116,7 @@ class Readers:
             for key in late:
                 del self.expected[key]
             self.expected[inode.key] = now_s + RETURN_S
+        self.adopt(inode)
 
     def make_way(self, directory: Inode, entry: Entry) -> None:
         """Leave the inode to which a name leads to its readers, if a writer is expected.
@@ -146,14 +156,16 @@ class Readers:
         The kernel reports a close shortly after the program has gone on.
         """
         assert entry.info is not None
+        self.adopt(inode)
         with self._lock:
             if inode.is_version(entry):
                 return True
-            self._wait(lambda: not self.are_there(inode), CLOSE_S)
-            if self.are_there(inode) or not self._drop_pages(inode.number):
+            self._wait(lambda: inode.number not in self._counts, CLOSE_S)
+            if inode.number in self._counts or not self._drop_pages(inode.number):
                 return False
             self._inodes.became(inode, entry.info, fresh_until_s, paged=PageState.NOT)
-            return True
+        self.adopt(inode)
+        return True
 
     def _wait(self, condition: Callable[[], bool], within_s: float) -> bool:
         """Wait for a condition (lock held); False if too many threads wait already."""

@@ -289,10 +289,14 @@ class CrtClient:
         except CredentialsUnavailable:
             return None
         verify = self.verifies
-        extra = ([CHECKSUM_MODE] if verify else []) + self._if_match(version)
-        target = reading.object_target(self._endpoint.base_path, version.key)
+        match = self._if_match(version)
         return self._native.source(
-            target, self._encoded(extra), self._signer.config(), version, verify=verify
+            reading.object_target(self._endpoint.base_path, version.key),
+            self._encoded(([CHECKSUM_MODE] if verify else []) + match),
+            self._signer.config(),
+            version,
+            verify=verify,
+            matches=bool(match),
         )
 
     def _if_match(self, version: ObjectInfo) -> Headers:

@@ -19,7 +19,7 @@ from mountpoint.errors import (
     StaleInode,
     Superseded,
 )
-from mountpoint.fs.inodes import Inode
+from mountpoint.fs.inodes import Inode, PageState
 from mountpoint.fs.writes.context import WriteContext, unchanged
 from mountpoint.fs.writes.open_flags import (
     allows,
@@ -171,11 +171,10 @@ class WriteOpener:
         if not reads:
             # Only now that this is the newest version: the kernel looks up again only once. It
             # drops the pages of a file that is cut to nothing, and of no other.
-            paged = inode.paged and base is not None
             other = self._files.find(inode)
             if other is not None and other is not beside:
                 return None
-            if paged or other is not None or self._mount.readers.are_there(inode):
+            if other is not None or self._is_read(inode, base):
                 self._mount.readers.leave(inode)
         store, writes = self._mount.attribute_store, may_write(flags)
         writer = StreamedWriter(
@@ -200,13 +199,18 @@ class WriteOpener:
         if base is not None and _is_another(inode.info, base):  # written here in the meantime
             local.remove_file(writer)
             return None
-        if not reads and self._mount.readers.are_there(inode):
+        if not reads and self._is_read(inode, base):
             # A reader came first and saw no writer.
             local.remove_file(writer)
             writer.abort()
             self._mount.readers.leave(inode)
         self._mount.readers.arrived(inode)
         return StreamedHandle(writer, self._mount, process, writes=writes)
+
+    def _is_read(self, inode: Inode, base: ObjectInfo | None) -> bool:
+        """Whether an inode has readers; or the kernel pages of `base`, to which the writer adds."""
+        there = self._mount.readers.are_there(inode)  # it also learns what was read
+        return there or (base is not None and inode.paged is not PageState.NOT)
 
 
 def _is_another(info: ObjectInfo | None, known: ObjectInfo | None) -> bool:

@@ -69,6 +69,7 @@ cdef struct Template:
     uint64_t object_size
     bint verify
     bint single
+    bint matches                # the headers require the version
 
 
 # --- reads in the lane ---
@@ -104,12 +105,15 @@ cdef bint send_range(
     cdef bint sent
     if message == NULL:
         return False
-    memset(&range, 0, sizeof(range))
-    range.name = cursor(b"Range", 5)
-    range.value = cursor(text, snprintf(
-        text, sizeof(text), b"bytes=%lld-%lld", start, <long long>(start + get.size - 1)
-    ))
-    crt.add_header(message, range)
+    # As `CrtClient.get` does: other stores than S3 send no checksum with a range.
+    get.whole = template.verify and template.matches and get.size == template.object_size
+    if not get.whole:
+        memset(&range, 0, sizeof(range))
+        range.name = cursor(b"Range", 5)
+        range.value = cursor(text, snprintf(
+            text, sizeof(text), b"bytes=%lld-%lld", start, <long long>(start + get.size - 1)
+        ))
+        crt.add_header(message, range)
     get.start = start
     get.object_size = template.object_size
     memcpy(get.etag, template.etag, template.etag_size)
@@ -369,11 +373,11 @@ cdef class NativeGets:
 
     def source(
         self, bytes path not None, list headers not None, signing, *,
-        uint64_t object_size, bytes etag not None, bint verify, bint single,
+        uint64_t object_size, bytes etag not None, bint verify, bint single, bint matches,
     ):
         """Return the source of one version's bytes for reads in the lane. Arguments: see `get`.
 
-        `headers` are all headers but Range.
+        `headers` are all headers but Range; `matches`: they require the version.
         """
         cdef Template* template = <Template*>malloc(sizeof(Template))
         if template == NULL:
@@ -395,6 +399,7 @@ cdef class NativeGets:
         template.object_size = object_size
         template.verify = verify
         template.single = single
+        template.matches = matches
         atomic_add(&self.queue.refs, 1)
         template.kept = <void*>kept
         Py_INCREF(kept)

@@ -239,8 +239,12 @@ class NativePlane:
         version: ObjectInfo,
         *,
         verify: bool,
+        matches: bool,
     ) -> LaneSource:
-        """Return a source of ranges of a version for reads in its lane."""
+        """Return a source of ranges of a version for reads in its lane.
+
+        `headers` are all but Range; `matches`: they require the version.
+        """
         with self._lock:
             if self._thread is None:
                 self._start()
@@ -252,6 +256,7 @@ class NativePlane:
             etag=version.etag.encode(),
             verify=verify,
             single=not checksum.is_multipart(version.etag),
+            matches=matches,
         )
 
     def close(self) -> None:

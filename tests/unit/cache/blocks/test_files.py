@@ -1,7 +1,9 @@
 """Block files on a real disk: what is read of them, whatever has happened to them."""
 
 import contextlib
+import ctypes
 import gc
+import mmap
 import os
 import random
 import resource
@@ -21,11 +23,18 @@ from hypothesis import strategies as st
 
 from mountpoint._fastpath import Part
 from mountpoint.cache.blocks import _format
-from mountpoint.cache.blocks._files import BAD, FOUND, MISSING, CachedVersion, Store
-from mountpoint.cache.blocks._format import BLOCK_BYTES, MAGIC, crc32c_of
+from mountpoint.cache.blocks._files import (
+    BAD,
+    FOUND,
+    MISSING,
+    CachedVersion,
+    Store,
+    hold_first,
+)
+from mountpoint.cache.blocks._format import BLOCK_BYTES, MAGIC, SMALL_BYTES, crc32c_of
 from mountpoint.cache.blocks._lanes import lane_source
 from mountpoint.cache.directory import CacheDirectory
-from mountpoint.native import _blocks
+from mountpoint.native import _blocks, _lane
 from tests.soak import examples, rounds, seeds
 from tests.unit.cache.objects import Cached, content
 from tests.unit.native.building import probe
@@ -104,25 +113,105 @@ def test_expected_blocks(directory: CacheDirectory) -> None:
     cached = Cached.of(directory, content(SMALL))
     assert not cached.version.expect(0)
     cached.write()
-    size = os.stat(cached.path(0)).st_size
+    with out_of_memory(cached) as file:
+        assert cached.version.expect(0)
+        wait_for_the_disk(file)
+
+
+def test_expected_sources(directory: CacheDirectory) -> None:
+    """The kernel reads the first block of each source that has one; others are no error."""
+    one = Cached.of(directory, content(SMALL))
+    large = Cached.of(directory, content(2 * BLOCK_BYTES), key=b"large")
+    missing = Cached.of(directory, content(SMALL), key=b"missing")
+    one.write()
+    large.write()
+    _lane.expect_all([])
+    with out_of_memory(one) as first, out_of_memory(large) as second:
+        sources = [lane_source(each.version, None) for each in (missing, one, large)]
+        other = probe().Source(lambda *_: pytest.fail("it has no bytes to expect"))
+        _lane.expect_all([_lane.LaneSource(), other, *sources, lane_source(one.version, other)])
+        for file in (first, second):
+            wait_for_the_disk(file)
+    assert directory.store.counts() == (0, 0, 0, 0, 0)  # to expect a block is no read
+    assert one.read() == (FOUND, one.data)
+    assert missing.read() == (MISSING, None)
+
+
+def test_many_expected_sources(small: Cached) -> None:
+    """Of very many sources some are expected; no descriptor stays open."""
+    before = len(os.listdir("/proc/self/fd"))
+    _lane.expect_all([lane_source(small.version, None) for _ in range(1000)])
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_wrong_sources(small: Cached) -> None:
+    """What is no source is refused."""
+    with pytest.raises(TypeError):
+        _lane.expect_all([lane_source(small.version, None), "text"])  # type: ignore[list-item]
+    with pytest.raises(TypeError):
+        _lane.expect_all(None)  # type: ignore[arg-type]
+
+
+def test_the_first_blocks(directory: CacheDirectory) -> None:
+    """Of many versions those are told that have their first block, in the order of the list."""
+    one = Cached.of(directory, content(SMALL))
+    second_only = Cached.of(directory, content(2 * BLOCK_BYTES), key=b"second")
+    missing = Cached.of(directory, content(SMALL), key=b"missing")
+    in_small_blocks = Cached.of(directory, content(BLOCK_BYTES), key=b"small")
+    one.write()
+    second_only.write(1)
+    number, temporary = _format.SMALL, directory.temporary()
+    data = content(BLOCK_BYTES)[:SMALL_BYTES]
+    assert in_small_blocks.version.write(number, data, temporary) == 0
+    assert in_small_blocks.version.publish(number, temporary) == 0
+    versions = [each.version for each in (second_only, one, missing, in_small_blocks, one)]
+    assert hold_first([]) == []
+    assert hold_first(versions) == [False, True, False, False, True]
+    assert hold_first(versions * 300) == [False, True, False, False, True] * 300
+    second_only.write(0)
+    assert one.version.remove(0)
+    assert hold_first(versions) == [True, False, False, False, False]
+    assert directory.store.counts() == (0, 0, 0, 0, 0)  # to look is no read
+
+
+def test_wrong_versions(small: Cached) -> None:
+    """What is no version is refused."""
+    with pytest.raises(TypeError):
+        hold_first([small.version, "text"])  # type: ignore[list-item]
+    with pytest.raises(TypeError):
+        hold_first(None)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def out_of_memory(cached: Cached) -> Iterator[int]:
+    """Let the kernel drop the pages of a first block; yield a descriptor of its file."""
     with open(cached.path(0), "rb") as file:
         os.fsync(file)
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        if is_in_memory(file.fileno(), size):
+        if is_in_memory(file.fileno(), os.stat(file.fileno()).st_size):
             pytest.skip("the files are in memory (tmpfs)")
-        assert cached.version.expect(0)
-        until_s = time.monotonic() + 20.0
-        while not is_in_memory(file.fileno(), size):
-            assert time.monotonic() < until_s, "the disk was not asked"
-            time.sleep(0.001)
+        yield file.fileno()
+
+
+def wait_for_the_disk(file: int) -> None:
+    """Wait until the kernel has read a file."""
+    size = os.stat(file).st_size
+    until_s = time.monotonic() + 20.0
+    while not is_in_memory(file, size):
+        assert time.monotonic() < until_s, "the disk was not asked"
+        time.sleep(0.001)
 
 
 def is_in_memory(file: int, size: int) -> bool:
-    """Whether a file can be read without the disk."""
-    try:
-        return os.preadv(file, [bytearray(size)], 0, os.RWF_NOWAIT) == size
-    except BlockingIOError:
-        return False
+    """Whether a file can be read without the disk. To try a read would start one."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with mmap.mmap(file, size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) as mapped:
+        pages = ctypes.create_string_buffer(-(-size // mmap.PAGESIZE))
+        begin = ctypes.c_char.from_buffer(mapped)
+        failed = libc.mincore(ctypes.byref(begin), ctypes.c_size_t(size), pages)
+        del begin  # a mapping that is in use cannot be closed
+        assert failed == 0, os.strerror(ctypes.get_errno())
+    return all(page[0] & 1 for page in pages)
 
 
 def test_wrong_arguments(small: Cached) -> None:

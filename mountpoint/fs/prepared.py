@@ -1,0 +1,268 @@
+"""Prepare files so that they are opened without the interpreter (`native._prepared`).
+
+A program that opens one small file is likely to open others of its directory. So once the data
+cache has delivered one, the files that follow it are prepared, on a thread of their own: those that
+the kernel has looked up, that an open would find in the data cache, and for which it would ask
+nobody. They are prepared in batches, in the order of their names. If they are opened in that order,
+the disk begins to read the files of the next batch.
+
+Preparing a file takes a quarter of the time of an open. It is in vain if the file is never opened,
+or too late. So what may be prepared is limited by a credit, which grows when prepared files are
+opened.
+"""
+
+import threading
+import time
+from collections import OrderedDict, deque
+from typing import NamedTuple
+
+import structlog
+
+from mountpoint.errors import StaleInode
+from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable
+from mountpoint.fs.open import ARCHIVE_CLASSES, Opener
+from mountpoint.fs.overlay import OverlayNames
+from mountpoint.fs.session.recovery import text_of_reader
+from mountpoint.fs.writes.backend import WriteBackend
+from mountpoint.fs.writes.readers import Readers
+from mountpoint.listing.cache import ListingCache
+from mountpoint.native._lane import LaneSource, expect_all
+from mountpoint.native._prepared import MAX_FILES, PreparedFiles
+from mountpoint.read.streams import Streams
+from mountpoint.s3.client import ObjectInfo
+
+log = structlog.get_logger(__name__)
+
+#: Files of a batch. At 4,000 opens a second they last for 4 ms.
+BATCH_FILES = 16
+#: Batches that are remembered: those of all prepared files.
+MAX_BATCHES = MAX_FILES // BATCH_FILES
+#: Places in directories at which files are being prepared.
+MAX_RUNS = 8
+#: The credit: the most, what each open of a prepared file adds, and each second.
+MAX_CREDIT = 2048.0
+CREDIT_OF_OPEN = 2
+CREDIT_PER_S = 32.0
+#: How long the thread waits for opens, so that it sees the end of the mount.
+WAIT_S = 1.0
+#: After so many lookups it is seen whether programs open what they look up.
+LOOKUPS = 16
+#: How long a file that was looked up can be opened. The keys of requests are renewed minutes before
+#: they expire.
+LOOKED_UP_S = 5.0
+
+
+class Batch(NamedTuple):
+    """Files that were prepared together: the last one, and where their bytes come from.
+
+    `before` is the file that they follow, and `generation` that of `PreparedFiles`.
+    """
+
+    generation: int
+    before: InodeNumber
+    last: InodeNumber
+    sources: list[LaneSource]
+
+
+class Preparer:
+    """Prepares the files of one mount. Used by one thread.
+
+    `resized` has the inodes of files that are being truncated. `logs`: there is a session's log.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedFiles,
+        opener: Opener,
+        streams: Streams,
+        listings: ListingCache,
+        inodes: InodeTable,
+        readers: Readers,
+        local: OverlayNames,
+        backend: WriteBackend,
+        resized: dict[InodeNumber, float],
+        *,
+        logs: bool,
+    ) -> None:
+        # dependencies
+        self._prepared = prepared
+        self._opener = opener
+        self._streams = streams
+        self._listings = listings
+        self._inodes = inodes
+        self._readers = readers
+        self._local = local
+        self._backend = backend
+        self._resized = resized
+        # constants
+        self._logs = logs
+        # mutable
+        self._credit = MAX_CREDIT
+        self._seen_s = time.monotonic()
+        self._seen_used = self._seen_near = 0
+        #: The files after which others are to be prepared.
+        self._runs: deque[InodeNumber] = deque()
+        #: By their first files, oldest first.
+        self._batches: OrderedDict[InodeNumber, Batch] = OrderedDict()
+        #: Whether files are prepared when they are looked up (`looked_up`).
+        self.follows_lookups = False
+        self._lookups = 0
+        self._opens = 0  # until the last look at them
+        self._pays = False  # most files that are looked up are opened
+        #: The first file of the batch that follows a file.
+        self._first_after: dict[InodeNumber, InodeNumber] = {}
+
+    def run(self, stopping: threading.Event) -> None:
+        """Prepare files until the mount ends."""
+        while not stopping.is_set():
+            numbers = self._prepared.wait(0.0 if self.is_preparing else WAIT_S)
+            try:
+                self.step([InodeNumber(each) for each in numbers])
+            except Exception as error:  # the files are opened by Python
+                log.error("files could not be prepared: a bug", exc_info=error)
+
+    def looked_up(self, inode: Inode) -> None:
+        """Prepare a small file that a program looks up, if programs open what they look up.
+
+        Its open then fetches it from S3. Some of the files are left out: so it is still learned how
+        much of such files is read.
+        """
+        if self._prepared.has_opened:
+            self._opener.note_opened()
+        self._lookups += 1
+        if self._lookups % LOOKUPS == 0:
+            opens = self._opener.opened + self._prepared.opens
+            opens, self._opens = opens - self._opens, opens
+            self._pays = 2 * opens >= LOOKUPS
+            return
+        info = inode.info
+        if not self._pays or info is None or inode.paged or info.storage_class in ARCHIVE_CLASSES:
+            return
+        generation = self._prepared.generation
+        if not self._is_free(inode):
+            return
+        found = self._streams.small_source(info)
+        if found is not None:
+            source, late_s = found
+            self._prepared.add(
+                inode.number,
+                generation,
+                time.monotonic() + LOOKED_UP_S,
+                info.size_bytes,
+                source,
+                text_of_reader(inode, info) if self._logs else b"",
+                fetches=True,
+                late_s=late_s,
+            )
+
+    def step(self, opened: list[InodeNumber]) -> None:
+        """Learn that files were opened, and prepare one batch."""
+        self._opener.note_opened()
+        in_order = self._look()
+        for number in opened:
+            batch = self._batch(number)
+            last = number if batch is None else batch.last
+            following = self._batch(self._first_after.get(last, number))
+            if batch is None or following is None:
+                if len(self._runs) < MAX_RUNS:
+                    self._runs.append(last)
+            elif in_order:
+                expect_all(following.sources)
+        if self._runs:
+            last_prepared = self._prepare_after(self._runs.popleft())
+            if last_prepared is not None:
+                self._runs.appendleft(last_prepared)
+
+    def _batch(self, first: InodeNumber) -> Batch | None:
+        """Return the batch that begins with a file, if it is still prepared."""
+        batch = self._batches.get(first)
+        return batch if batch and batch.generation == self._prepared.generation else None
+
+    @property
+    def is_preparing(self) -> bool:
+        """Whether another batch is to be prepared."""
+        return bool(self._runs)
+
+    def _look(self) -> bool:
+        """Take what was opened since the last look; return whether that was in order."""
+        used, near, now_s = self._prepared.used, self._prepared.near, time.monotonic()
+        passed_s, self._seen_s = now_s - self._seen_s, now_s
+        opens, self._seen_used = used - self._seen_used, used
+        in_order, self._seen_near = near - self._seen_near, near
+        earned = CREDIT_OF_OPEN * opens + CREDIT_PER_S * passed_s
+        self._credit = min(self._credit + earned, MAX_CREDIT)
+        return opens <= 2 * in_order
+
+    def _prepare_after(self, number: InodeNumber) -> InodeNumber | None:
+        """Prepare the batch that follows a file; return its last file, or None."""
+        generation = self._prepared.generation  # before all else
+        now_s = time.monotonic()
+        try:
+            inode = self._inodes.get(number)
+        except StaleInode:
+            return None
+        if inode.parent is None or self._credit < BATCH_FILES:
+            return None
+        files = self._files_after(inode, inode.parent, now_s)
+        found = self._streams.whole_sources([info for _, info in files])
+        batch = [
+            (each, info, source)
+            for (each, info), source in zip(files, found, strict=True)
+            if source is not None
+        ]
+        if not batch:
+            return None
+        first, last = batch[0][0].number, batch[-1][0].number
+        for each, info, source in batch:
+            self._prepared.add(
+                each.number,
+                generation,
+                each.fresh_until_s,
+                info.size_bytes,
+                source,
+                text_of_reader(each, info) if self._logs else b"",
+                asks=each.number == first,
+            )
+        self._credit -= len(batch)
+        self._remember(first, Batch(generation, number, last, [source for *_, source in batch]))
+        return last
+
+    def _remember(self, first: InodeNumber, batch: Batch) -> None:
+        self._batches[first] = batch
+        self._first_after[batch.before] = first
+        if len(self._batches) > MAX_BATCHES:
+            _, oldest = self._batches.popitem(last=False)
+            self._first_after.pop(oldest.before, None)
+
+    def _files_after(
+        self, inode: Inode, directory: Inode, now_s: float
+    ) -> list[tuple[Inode, ObjectInfo]]:
+        """Return a file and those that follow it, as far as they may be prepared."""
+        entries = self._listings.files_after(directory.key, inode.name, BATCH_FILES)
+        known = self._listings.find(directory.key, inode.name)
+        if known is not None:
+            entries.insert(0, known[0])
+        files = []
+        for entry in entries:
+            found = self._inodes.find(directory, entry)
+            info = None if found is None else found.info
+            if found is not None and info is not None and self._may_be(found, info, now_s):
+                files.append((found, info))
+        return files
+
+    def _may_be(self, inode: Inode, info: ObjectInfo, now_s: float) -> bool:
+        """Whether an open of a file would ask nobody, and it is not prepared."""
+        return (
+            not self._prepared.has(inode.number, now_s)
+            and self._opener.believes(inode, info, now_s)
+            and self._is_free(inode)
+        )
+
+    def _is_free(self, inode: Inode) -> bool:
+        """Whether no program changes a file, or is about to."""
+        return (
+            inode.key not in self._readers.expected
+            and self._local.file(inode.directory, inode.name) is None
+            and not self._backend.is_written(inode)
+            and inode.number not in self._resized
+        )

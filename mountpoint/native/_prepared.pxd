@@ -1,0 +1,84 @@
+# Files that can be opened and closed without the interpreter.
+#
+# Ownership: a `prepared_t` owns a reference to the source of its bytes. An `opened_t` owns one to
+# its lane; the registry of lanes has another one. The table owns both, and a reference to the log.
+
+from mountpoint.native._journal cimport journal_t
+from mountpoint.native._arrivals cimport shared_int
+from mountpoint.native._lane cimport lane_t, shared_bytes, source_t
+from mountpoint.native._sync cimport pthread_cond_t, pthread_mutex_t
+
+cdef enum:
+    BUCKETS = 4096
+    MAX_ASKED = 64
+    MAX_FIRST = 256
+
+# A file that may be opened: one version of an object, whose bytes the source has.
+cdef struct prepared_t:
+    unsigned long long inode
+    unsigned long long generation
+    double until_s              # monotonic clock
+    long long size_bytes
+    source_t* source
+    bint fetches                # each open fetches the whole object; then it is prepared no more
+    double late_s               # after so many seconds Python opens it
+    char* fields                # what the log says of it, up to the number of the request
+    size_t fields_size
+    long long place             # its number in the order of all that were added
+    bint used                   # it has been opened
+    bint asks                   # when it is first opened, others are to be prepared
+    prepared_t* next            # in its bucket
+    prepared_t* older           # by the time when they were added
+    prepared_t* newer
+
+# A file that was opened so.
+cdef struct opened_t:
+    unsigned long long handle
+    unsigned long long inode
+    lane_t* lane
+    long long held_bytes        # what its open has fetched
+    char* line                  # of the log; NULL: none
+    size_t line_size
+    opened_t* next              # in its bucket
+
+cdef struct table_t:
+    # Guards all that follows, but `journal`. What is shared_... is also read without it.
+    pthread_mutex_t mutex
+    pthread_cond_t changed      # `asked`, or `ended`
+    journal_t* journal          # NULL: nothing is logged
+    unsigned long long generation
+    unsigned long long next_handle
+    prepared_t* prepared[BUCKETS]
+    prepared_t* oldest
+    prepared_t* newest
+    shared_int count            # of prepared files
+    opened_t* opened[BUCKETS]
+    shared_int opened_count
+    long long added
+    shared_bytes used           # prepared files that were opened
+    shared_bytes near            # of these, in about the order in which they were added
+    long long last_place        # of the last one
+    shared_bytes opens
+    long long read_bytes        # by those that were closed or taken, and not told
+    unsigned long long asked[MAX_ASKED]  # inodes after which others are to be prepared
+    int asked_count
+    bint ended
+    long long held_bytes        # what the opens of files that are open have fetched
+    long long max_held_bytes
+    unsigned long long first[MAX_FIRST]  # inodes that were opened, and Python does not know
+    shared_int first_count
+
+cdef unsigned long long open_prepared(
+    table_t* table, unsigned long long inode, unsigned long long request,
+    unsigned long long thread, double at_s
+) noexcept nogil
+cdef bint close_prepared(
+    table_t* table, unsigned long long handle, bint unknown
+) noexcept nogil
+cdef bint has_opened(table_t* table, unsigned long long handle) noexcept nogil
+
+
+cdef class PreparedFiles:
+    cdef table_t table
+    cdef object journal
+    cdef list _opened_of(self, unsigned long long inode, bint stays)
