@@ -35,6 +35,7 @@ from mountpoint.native._prepared cimport (
     PreparedFiles,
     close_prepared,
     has_opened,
+    is_prepared,
     open_prepared,
     table_t,
 )
@@ -69,8 +70,10 @@ cdef bint open_file(const InHeader* header, const OpenIn* how, int descriptor) n
     cdef int64_t begun_ns
     if how.flags & (O_ACCMODE | O_APPEND | O_DIRECT | O_TRUNC) != O_RDONLY:
         return False
-    begin_timer(open_timer)
     begun_ns = monotonic_ns()
+    if not is_prepared(files, header.node, begun_ns * 1e-9):
+        return False
+    begin_timer(open_timer)
     out.handle = open_prepared(
         files, header.node, number_of(header), header.pid, begun_ns * 1e-9
     )
@@ -89,6 +92,8 @@ cdef bint open_file(const InHeader* header, const OpenIn* how, int descriptor) n
 
 cdef bint release_file(const InHeader* header, const ReleaseIn* how, int descriptor) noexcept nogil:
     cdef int64_t begun_ns
+    if not has_opened(files, how.handle):
+        return False
     begin_timer(release_timer)
     begun_ns = monotonic_ns()
     if not close_prepared(files, how.handle, False):

@@ -68,6 +68,7 @@ cdef struct table_t:
     unsigned long long first[MAX_FIRST]  # inodes that were opened, and Python does not know
     shared_int first_count
 
+cdef bint is_prepared(table_t* table, unsigned long long inode, double at_s) noexcept nogil
 cdef unsigned long long open_prepared(
     table_t* table, unsigned long long inode, unsigned long long request,
     unsigned long long thread, double at_s

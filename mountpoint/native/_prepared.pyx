@@ -151,6 +151,17 @@ cdef void note_asked(table_t* table, unsigned long long inode) noexcept nogil:
 
 # --- opened files ---
 
+cdef bint is_prepared(table_t* table, unsigned long long inode, double at_s) noexcept nogil:
+    """Whether a file may be opened at this time of the monotonic clock."""
+    cdef bint found
+    if table.count == 0:  # the usual case; a look without the mutex is enough
+        return False
+    pthread_mutex_lock(&table.mutex)
+    found = is_valid(table, find(table, inode), at_s)
+    pthread_mutex_unlock(&table.mutex)
+    return found
+
+
 cdef unsigned long long open_prepared(
     table_t* table, unsigned long long inode, unsigned long long request,
     unsigned long long thread, double at_s
@@ -164,8 +175,6 @@ cdef unsigned long long open_prepared(
     cdef opened_t* opened = NULL
     cdef unsigned long long handle = 0
     fetched.source = NULL
-    if table.count == 0:  # the usual case; a look without the mutex is enough
-        return 0
     pthread_mutex_lock(&table.mutex)
     file = find(table, inode)
     if is_valid(table, file, at_s) and (file.used or table.first_count < MAX_FIRST):
@@ -341,6 +350,8 @@ cdef opened_t* unlink(table_t* table, opened_t** link) noexcept nogil:
 cdef bint has_opened(table_t* table, unsigned long long handle) noexcept nogil:
     """Whether a handle is open, and Python has not taken it."""
     cdef bint found
+    if handle < C_FIRST_HANDLE:
+        return False
     pthread_mutex_lock(&table.mutex)
     found = link_to(table, handle)[0] != NULL
     pthread_mutex_unlock(&table.mutex)
@@ -490,12 +501,8 @@ cdef class PreparedFiles:
         return added
 
     def has(self, unsigned long long inode, double at_s):
-        """Whether a file may be opened at that time."""
-        cdef bint found
-        pthread_mutex_lock(&self.table.mutex)
-        found = is_valid(&self.table, find(&self.table, inode), at_s)
-        pthread_mutex_unlock(&self.table.mutex)
-        return found
+        """See `is_prepared`."""
+        return is_prepared(&self.table, inode, at_s)
 
     def forget_all(self):
         """Begin a new generation: no file that was prepared so far is opened any more."""

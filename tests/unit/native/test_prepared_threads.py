@@ -99,9 +99,10 @@ class Crowd:
             self.taken.append(opened.handle)
 
     def disturb(self, drawn: random.Random) -> None:
-        """Forget, take, look and ask."""
+        """Forget, take, look and ask; without a look at what was opened nothing more would be."""
         while not self.stopping.is_set():
             self.add(drawn)
+            self.files.take_opened()
             inode, what = drawn.randrange(FEW), drawn.randrange(5)
             if what == 0:
                 self.files.forget_all()
