@@ -117,7 +117,7 @@ NATIVE_TESTS := tests/unit/native tests/unit/read/test_native_stream.py tests/un
     tests/unit/cache/blocks/test_files.py tests/unit/cache/test_reading.py \
     tests/unit/cache/test_cache_model.py
 MOUNT_TESTS := tests/server/test_crt.py tests/mount/test_read.py tests/mount/test_requests.py \
-    tests/mount/test_channel_writes.py tests/mount/test_walk.py
+    tests/mount/test_channel_writes.py tests/mount/test_walk.py tests/mount/test_prepared.py
 
 # test_symbols runs the compiler, which loses memory. test_copies: AddressSanitizer refuses memory that coreutils' dd and cat ask for.
 .PHONY: asan

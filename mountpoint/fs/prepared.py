@@ -108,6 +108,7 @@ class Preparer:
         self.follows_lookups = False
         self._lookups = 0
         self._opens = 0  # until the last look at them
+        self._failed = 0  # opens that could not fetch their file, likewise
         self._pays = False  # most files that are looked up are opened
         #: The first file of the batch that follows a file.
         self._first_after: dict[InodeNumber, InodeNumber] = {}
@@ -134,6 +135,9 @@ class Preparer:
             opens = self._opener.opened + self._prepared.opens
             opens, self._opens = opens - self._opens, opens
             self._pays = 2 * opens >= LOOKUPS
+            self._failed = self._prepared.failed
+            return
+        if self._prepared.failed != self._failed:  # S3 may be late: Python knows what to do
             return
         info = inode.info
         if not self._pays or info is None or inode.paged or info.storage_class in ARCHIVE_CLASSES:

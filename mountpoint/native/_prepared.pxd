@@ -59,6 +59,7 @@ cdef struct table_t:
     shared_bytes near            # of these, in about the order in which they were added
     long long last_place        # of the last one
     shared_bytes opens
+    shared_bytes failed         # opens whose fetch has failed
     long long read_bytes        # by those that were closed or taken, and not told
     unsigned long long asked[MAX_ASKED]  # inodes after which others are to be prepared
     int asked_count

@@ -228,6 +228,7 @@ cdef unsigned long long open_fetched(
         note_used(table, file)
     else:
         table.held_bytes -= fetched.size_bytes
+        table.failed += block == NULL
     if file != NULL:
         remove(table, file)
     pthread_mutex_unlock(&table.mutex)
@@ -450,6 +451,11 @@ cdef class PreparedFiles:
     def opens(self):
         """How many opens there have been so far."""
         return self.table.opens
+
+    @property
+    def failed(self):
+        """How many opens could not fetch their file so far."""
+        return self.table.failed
 
     def __len__(self):
         return self.table.count

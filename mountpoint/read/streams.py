@@ -153,7 +153,8 @@ class Streams:
     def small_source(self, info: ObjectInfo) -> tuple[LaneSource, float] | None:
         """Return a source of all bytes of a small object in S3, and the seconds that it may take.
 
-        None if the object is not small, a cache may have it, or programs read little of such files.
+        None if the object is not small, a cache may have it, programs read little of such files, or
+        it is not known how long such requests take.
         """
         size_bytes = info.size_bytes
         if self._cache is not None or not 0 < size_bytes <= SMALL_BYTES:
@@ -164,8 +165,10 @@ class Streams:
             self._shared is not None and self._shared.wants(info)
         ):
             return None
+        late_s = self._stats.late_s(size_bytes)
+        if late_s > self._config.stall_s:  # not known yet
+            return None
         source = self._source.lane_source(info)
-        late_s = min(self._stats.late_s(size_bytes), self._config.stall_s)
         return None if source is None else (source, late_s)
 
     def sweep(self) -> None:
