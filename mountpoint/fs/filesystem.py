@@ -203,6 +203,9 @@ class FileSystem:
     def sweep(self) -> None:
         """Drop expired listings, and give memory back after many forgets. Called once a second."""
         self._caches.sweep()
+        for number in self._prepared.take_unknown():
+            with contextlib.suppress(BadHandle):
+                self.release(HandleNumber(number))
         now_s = time.monotonic()
         for number in [each for each, until_s in self.resized.copy().items() if until_s <= now_s]:
             self.resized.pop(number, None)

@@ -19,6 +19,7 @@ import hashlib
 import itertools
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from enum import IntEnum
 from typing import NewType
@@ -214,12 +215,20 @@ class InodeTable:
     """All inodes that the kernel or open handles hold. Thread-safe; no method waits.
 
     `prefix` is the key prefix of the root directory, `bits` the length of the numbers. `log` gets
-    the directories, which another process needs to go on.
+    the directories, which another process needs to go on. `on_drop` is called with the number of
+    each inode that goes.
     """
 
-    def __init__(self, prefix: bytes, bits: int = LONG_BITS, log: SessionLog | None = None) -> None:
+    def __init__(
+        self,
+        prefix: bytes,
+        bits: int = LONG_BITS,
+        log: SessionLog | None = None,
+        on_drop: Callable[[int], None] = lambda number: None,
+    ) -> None:
         # dependencies
         self._log = log
+        self._on_drop = on_drop
         # constants
         self._bits = bits
         self.root = Inode(ROOT, None, prefix, None, fresh_until_s=float("inf"), lookups=1)
@@ -461,6 +470,7 @@ class InodeTable:
             return False
         self.forgotten += 1
         del self._inodes[inode.number]
+        self._on_drop(inode.number)
         self._removed.discard(inode.number)
         self._drop_alias(inode)
         if self._log is not None and inode.is_directory:

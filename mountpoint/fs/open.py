@@ -16,6 +16,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import structlog
+
 from mountpoint.errors import (
     FileDamaged,
     NoSuchEntry,
@@ -42,6 +44,8 @@ from mountpoint.read.streams import Streams
 from mountpoint.s3.client import ObjectClient, ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
 
+log = structlog.get_logger(__name__)
+
 #: Objects of these classes must be restored before they can be read.
 #: https://docs.aws.amazon.com/AmazonS3/latest/userguide/archived-objects.html
 ARCHIVE_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
@@ -54,7 +58,7 @@ MAX_LOOKED_AT = 64 << 20
 class ReadHandle:
     """A file that is open for reading. `stream` is None for an empty object.
 
-    `version` is what is read, and `from_disk` whether the data cache has all of it.
+    `version` is what is read. `from_disk`: the data cache may have all of it, and is asked first.
     `writer` is the process that opened the file, if it did so for writing too (O_RDWR); else None.
     With its first write another handle takes this one's number.
     """
@@ -245,7 +249,9 @@ class Opener:
                 self._readers.arrived(inode)
             raise
         self.opened += 1
-        if self._on_open(inode.key, handle.looked_at):
+        exactly = self._on_open(inode.key, handle.looked_at)
+        self._prepared.pause(exactly)  # files that are opened elsewhere would be read likewise
+        if exactly:
             handle.read_exactly()
         elif handle.from_disk:
             self._prepared.ask(inode.number)
@@ -257,17 +263,15 @@ class Opener:
         Those that come later find what the caller has done before.
         """
         self._prepared.forget_all()
-        self.note_opened()
         with self._adopting:
+            self._mark_opened()
             for opened in self._prepared.take(inode.number):
                 self._adopt(inode, opened)
 
     def note_opened(self) -> None:
         """Note of which files the kernel may have pages, though Python has not opened them."""
-        for number in self._prepared.take_opened():
-            with contextlib.suppress(StaleInode):
-                inode = self._inodes.get(InodeNumber(number))
-                inode.paged = max(inode.paged, PageState.SOME)
+        with self._adopting:
+            self._mark_opened()
 
     def adopt_handle(self, number: HandleNumber) -> None:
         """Give a handle an object, if it was opened without the interpreter."""
@@ -318,6 +322,7 @@ class Opener:
         """Note that a read has found bytes that do not match S3's checksum."""
         self.adopt(inode)
         self._inodes.disown(inode, inode.info)
+        self._prepared.forget_all()
         self._on_damage(inode.number)
 
     def left(self, inode: Inode) -> None:
@@ -338,6 +343,12 @@ class Opener:
 
     # --- inside ---
 
+    def _mark_opened(self) -> None:
+        for number in self._prepared.take_opened():
+            with contextlib.suppress(StaleInode):
+                inode = self._inodes.get(InodeNumber(number))
+                inode.paged = max(inode.paged, PageState.SOME)
+
     def _adopt(self, inode: Inode, opened: OpenedFile) -> None:
         info = inode.info
         assert info is not None
@@ -346,11 +357,15 @@ class Opener:
         stream = self._streams.stream(info)
         stream.use_disk()
         number = HandleNumber(opened.handle)
-        self._files.put(number, ReadHandle(inode, stream, self, version=info))
         if self._session is not None:
-            self._session.note_line("handle", number, opened.line)
+            try:
+                self._session.note_line("handle", number, opened.line)
+            except OSError as error:  # the handle works, but for a process that goes on
+                log.warning("an open file is not in the session's log", reason=str(error))
         unregister(number)
         stream.lane.register(number)
+        # At last: until then a close waits in `adopt_handle`.
+        self._files.put(number, ReadHandle(inode, stream, self, version=info))
 
     def _open_to_write(self, inode: Inode, flags: int, process: int) -> OpenFile | None:
         """Open a file that is being written or is to be changed.
@@ -388,6 +403,8 @@ class Opener:
             self._listings.record_nonempty(inode.directory, requested_at_s)
             if generation == self._prepared.generation:  # nothing says otherwise by now
                 inode.fresh_until_s = max(inode.fresh_until_s, requested_at_s + self._ttl_s)
+                if generation != self._prepared.generation:
+                    inode.fresh_until_s = 0.0
         return ReadHandle(inode, stream, self, version=info, writer=writer)
 
     def _missed(self, inode: Inode, flags: int, error: OperationError) -> OperationError:

@@ -65,9 +65,10 @@ class Batch(NamedTuple):
 
 
 class Preparer:
-    """Prepares the files of one mount. Used by one thread.
+    """Prepares the files of one mount.
 
-    `resized` has the inodes of files that are being truncated. `logs`: there is a session's log.
+    One thread calls `step`. All call `looked_up`, whose counts are approximate. `resized` has
+    the inodes of files that are being truncated. `logs`: there is a session's log.
     """
 
     def __init__(
@@ -215,6 +216,7 @@ class Preparer:
             if source is not None
         ]
         if not batch:
+            self._credit -= BATCH_FILES  # a cache that has few files is asked less often
             return None
         first, last = batch[0][0].number, batch[-1][0].number
         for each, info, source in batch:
@@ -232,11 +234,17 @@ class Preparer:
         return last
 
     def _remember(self, first: InodeNumber, batch: Batch) -> None:
+        self._forget(first)
         self._batches[first] = batch
         self._first_after[batch.before] = first
         if len(self._batches) > MAX_BATCHES:
-            _, oldest = self._batches.popitem(last=False)
-            self._first_after.pop(oldest.before, None)
+            self._forget(next(iter(self._batches)))
+
+    def _forget(self, first: InodeNumber) -> None:
+        """Forget the batch that begins with a file, if there is one."""
+        batch = self._batches.pop(first, None)
+        if batch is not None and self._first_after.get(batch.before) == first:
+            del self._first_after[batch.before]
 
     def _files_after(
         self, inode: Inode, directory: Inode, now_s: float

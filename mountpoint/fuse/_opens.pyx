@@ -36,6 +36,7 @@ from mountpoint.native._prepared cimport (
     close_prepared,
     has_opened,
     is_prepared,
+    note_unknown,
     open_prepared,
     table_t,
 )
@@ -85,7 +86,8 @@ cdef bint open_file(const InHeader* header, const OpenIn* how, int descriptor) n
     out.backing = 0
     # The kernel releases no handle that it has not got.
     if not claim_request() or not answer(header, &out, sizeof(OpenOut), descriptor):
-        close_prepared(files, out.handle, True)
+        if not close_prepared(files, out.handle):
+            note_unknown(files, out.handle)
     end_timer(open_timer, begun_ns, monotonic_ns(), False)
     return True
 
@@ -96,7 +98,7 @@ cdef bint release_file(const InHeader* header, const ReleaseIn* how, int descrip
         return False
     begin_timer(release_timer)
     begun_ns = monotonic_ns()
-    if not close_prepared(files, how.handle, False):
+    if not close_prepared(files, how.handle):
         undo_timer(release_timer)
         return False
     answer(header, NULL, 0, descriptor)

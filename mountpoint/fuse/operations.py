@@ -33,7 +33,7 @@ from mountpoint.fs.attributes import Attributes
 from mountpoint.fs.directories import DirectoryEntry
 from mountpoint.fs.filesystem import FileSystem
 from mountpoint.fs.handles import HandleNumber
-from mountpoint.fs.inodes import InodeNumber
+from mountpoint.fs.inodes import Inode, InodeNumber
 from mountpoint.fs.posix_metadata import FileAttributes
 from mountpoint.fuse import entries
 from mountpoint.fuse.binding import (
@@ -110,9 +110,10 @@ def operation(
             begun_ns = timer.begin()
             # Its handle ends before the operation can fail.
             closed: Any = args[0] if subject == "closed" else None
-            inode = None if closed is None else self._fs.inode_of_file(closed)
+            inode: Inode | None = None
             failed = True
             try:
+                inode = None if closed is None else self._fs.inode_of_file(closed)
                 result = method(self, *args, **kwargs)
                 if undo is not None and not claim():
                     undo(self, result)

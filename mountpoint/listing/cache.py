@@ -153,7 +153,7 @@ class ListingCache:
                 return
             until_s = requested_at_s + self._ttl_s
             page = _Page(next(self._numbers), directory, requested_at_s, until_s, entries)
-            changed = self._add_page(page)
+            changed = self._add_page(page, covers=span is not None)
             if entries:
                 self._note_nonempty(directory, requested_at_s)
             if span is not None:
@@ -385,9 +385,14 @@ class ListingCache:
 
     # --- changes (lock held) ---
 
-    def _add_page(self, page: _Page) -> bool:
-        """Add a page; return whether it has another version of a file than an older one."""
+    def _add_page(self, page: _Page, *, covers: bool) -> bool:
+        """Add a page; return whether a file may be another version than in older ones, or gone.
+
+        `covers`: the page lists all names of a span.
+        """
         changed = False
+        touched: set[_Page] = set()
+        others = page.directory in self._indexes
         index = self._indexes.setdefault(page.directory, _DirectoryIndex())
         self._pages[page.number] = page
         insort(index.firsts, page.first)
@@ -400,11 +405,14 @@ class ListingCache:
                 if other.requested_at_s > page.requested_at_s:
                     continue  # pages may arrive in another order than they were requested
                 changed = changed or _differ(other.entries[name], page.entries[name])
+                touched.add(other)
                 other.live -= 1
                 if other.live == 0:
                     superseded.append(other)
             newest[name] = page
             page.live += 1
+        if covers and others:  # names of older pages that this one does not list
+            changed = changed or not touched or any(other.live for other in touched)
         for other in superseded:
             self._drop(other)
         if page.entries and page.live == 0:
@@ -450,6 +458,7 @@ class ListingCache:
                     page.used = False
                     self._pages.move_to_end(page.number)
                     continue
+                self._on_change()  # a later page cannot be compared with it
             self._drop(page)
         for times_s in self._times_s:
             if times_s:

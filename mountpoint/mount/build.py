@@ -76,7 +76,8 @@ def build_filesystem(
     if session is not None:
         session.beside = prepared.text
     streams.count_also(prepared.take_read_bytes)
-    inodes = InodeTable(prefix, SHORT_BITS if config.inode32 else LONG_BITS, session)
+    bits = SHORT_BITS if config.inode32 else LONG_BITS
+    inodes = InodeTable(prefix, bits, session, prepared.forget)
     local = OverlayNames(prefix, session, prepared.forget_all)
     readers = Readers(inodes, drop_pages, threads)
     listings = ListingCache(

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -39,7 +40,7 @@ from mountpoint.mount.kept.upgrade import Upgrade
 from mountpoint.mount.shared_cache import cache_bucket, shared_cache
 from mountpoint.mount.signals import SignalWatcher, nudge_workers
 from mountpoint.native import _blocks
-from mountpoint.native._prepared import PreparedFiles
+from mountpoint.native._prepared import FIRST_HANDLE, PreparedFiles
 from mountpoint.read.streams import Streams
 from mountpoint.s3.aws.ec2 import Instance
 from mountpoint.s3.aws.endpoint import Endpoint
@@ -70,7 +71,7 @@ QUEUE_SHARE = 16
 MAX_QUEUE_BYTES = 64 * MIB
 
 
-#: What opens without the interpreter have fetched and was not read: this part of the memory target.
+#: Opens without the interpreter may hold this part of the memory target, of files that are open.
 HELD_SHARE = 32
 
 
@@ -156,6 +157,7 @@ def _serve(
 
     def ready() -> None:
         log.debug("the kernel asks", at_most_kib=1024 if binding.is_wide() else 128)
+        filesystem.preparer.follows_lookups = held_bytes > 0 and binding.is_wide()
         if turn is not None and turn.died:
             _log_turn(turn)
         watcher.serving()
@@ -181,8 +183,12 @@ def _serve(
     handed_over = config.mount.descriptor is not None
     mount_point = directory if handed_over or link is not None else os.path.realpath(directory)
     # Reads end when the kernel ends the mount; uploads of what was written still go on.
-    held_bytes = config.read.memory_bytes // HELD_SHARE
+    held_bytes = 0
+    if config.filesystem.asks_on_open and config.cache.directory is None and config.mount.channel:
+        held_bytes = config.read.memory_bytes // HELD_SHARE
     prepared = PreparedFiles(None if turn is None else turn.log.journal, held_bytes)
+    # Apart from those of another process of this mount, of which the kernel may still know some.
+    prepared.number_from(FIRST_HANDLE + (time.monotonic_ns() >> 28 << 30))
     cache = _cache(config, client.endpoint, meters, prepared)
     _blocks.keep_at_most(_kept_bytes(config.read, 0 if cache is None else cache.queue_bytes))
     read_config = replace(config.read, memory_bytes=config.read.memory_bytes - held_bytes)
@@ -231,6 +237,7 @@ def _serve(
 
     def interrupt() -> None:
         stopping.set()
+        prepared.end()
         streams.end()
         uploads.interrupt()  # it aborts incomplete uploads, for which it needs the client
         client.interrupt()
@@ -264,7 +271,6 @@ def _serve(
     binding.serve_lane(meters)
     if config.mount.channel:
         binding.serve_opens(prepared, meters)
-        filesystem.preparer.follows_lookups = config.filesystem.asks_on_open
     if cache is not None and config.mount.channel:
         threading.Thread(
             target=filesystem.preparer.run, args=(stopping,), name="prepare", daemon=True

@@ -12,6 +12,7 @@ cdef enum:
     BUCKETS = 4096
     MAX_ASKED = 64
     MAX_FIRST = 256
+    MAX_UNKNOWN = 64
 
 # A file that may be opened: one version of an object, whose bytes the source has.
 cdef struct prepared_t:
@@ -56,7 +57,7 @@ cdef struct table_t:
     shared_int opened_count
     long long added
     shared_bytes used           # prepared files that were opened
-    shared_bytes near            # of these, in about the order in which they were added
+    shared_bytes near           # of these, in about the order in which they were added
     long long last_place        # of the last one
     shared_bytes opens
     shared_bytes failed         # opens whose fetch has failed
@@ -68,15 +69,17 @@ cdef struct table_t:
     long long max_held_bytes
     unsigned long long first[MAX_FIRST]  # inodes that were opened, and Python does not know
     shared_int first_count
+    unsigned long long unknown[MAX_UNKNOWN]  # handles that were not answered, for Python to close
+    int unknown_count
+    shared_int paused           # no file is opened
 
 cdef bint is_prepared(table_t* table, unsigned long long inode, double at_s) noexcept nogil
 cdef unsigned long long open_prepared(
     table_t* table, unsigned long long inode, unsigned long long request,
     unsigned long long thread, double at_s
 ) noexcept nogil
-cdef bint close_prepared(
-    table_t* table, unsigned long long handle, bint unknown
-) noexcept nogil
+cdef bint close_prepared(table_t* table, unsigned long long handle) noexcept nogil
+cdef void note_unknown(table_t* table, unsigned long long handle) noexcept nogil
 cdef bint has_opened(table_t* table, unsigned long long handle) noexcept nogil
 
 

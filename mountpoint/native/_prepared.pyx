@@ -6,7 +6,7 @@ a lane that reads from the source. The handle has no object in Python. If one is
 takes the handle over (`take`), and it is like any other: to read what the source lacks, or because
 a program is about to change the file.
 
-What was prepared is valid for a time, and until anything changes. Each change in the bucket or in
+A prepared file is valid for a limited time, and only until anything changes. Each change in the bucket or in
 what is known of it begins a new generation (`forget_all`), and only files of the present one are
 opened. A file is prepared for the generation that was there before Python looked whether it may be
 opened. So a change in between counts. A writer is registered before it looks for readers, and the
@@ -66,7 +66,7 @@ from mountpoint.native._sync cimport (
 cdef enum:
     # About 1 KB each.
     C_MAX_FILES = 8192
-    MAX_NUMBER_BYTES = 64  # of a line of the log without the fields
+    MAX_FRAME_BYTES = 64  # of a line of the log, apart from its fields
     # Threads that share a walk open files this much out of order.
     NEAR_FILES = 32
 
@@ -177,7 +177,9 @@ cdef unsigned long long open_prepared(
     fetched.source = NULL
     pthread_mutex_lock(&table.mutex)
     file = find(table, inode)
-    if is_valid(table, file, at_s) and (file.used or table.first_count < MAX_FIRST):
+    if is_valid(table, file, at_s) and not table.paused and (
+        file.used or table.first_count < MAX_FIRST
+    ):
         if not file.fetches:
             opened = new_opened(table, file, NULL, request)
         elif has_room(table, file):
@@ -299,7 +301,7 @@ cdef bint log_opened(
     table_t* table, const prepared_t* file, opened_t* opened, unsigned long long request
 ) noexcept nogil:
     """Make the line of the log for an open, and append it."""
-    cdef size_t room = file.fields_size + MAX_NUMBER_BYTES
+    cdef size_t room = file.fields_size + MAX_FRAME_BYTES
     cdef int size
     if table.journal == NULL:
         return True
@@ -315,7 +317,7 @@ cdef bint log_opened(
 
 
 cdef bint log_closed(table_t* table, unsigned long long handle) noexcept nogil:
-    cdef char line[MAX_NUMBER_BYTES]
+    cdef char line[MAX_FRAME_BYTES]
     if table.journal == NULL:
         return True
     return journal_append(
@@ -359,18 +361,22 @@ cdef bint has_opened(table_t* table, unsigned long long handle) noexcept nogil:
     return found
 
 
-cdef bint close_prepared(
-    table_t* table, unsigned long long handle, bint unknown
-) noexcept nogil:
-    """Close a handle; False if Python must close it.
+cdef void note_unknown(table_t* table, unsigned long long handle) noexcept nogil:
+    """Leave a handle to Python that the kernel does not know, so that it never closes it."""
+    pthread_mutex_lock(&table.mutex)
+    if table.unknown_count < MAX_UNKNOWN:
+        table.unknown[table.unknown_count] = handle
+        table.unknown_count += 1
+    pthread_mutex_unlock(&table.mutex)
 
-    `unknown`: the kernel does not know it, so that it is closed in any case.
-    """
+
+cdef bint close_prepared(table_t* table, unsigned long long handle) noexcept nogil:
+    """Close a handle; False if Python must close it."""
     cdef opened_t** link
     cdef opened_t* opened = NULL
     pthread_mutex_lock(&table.mutex)
     link = link_to(table, handle)
-    if link[0] != NULL and (log_closed(table, handle) or unknown):
+    if link[0] != NULL and log_closed(table, handle):
         opened = unlink(table, link)
     pthread_mutex_unlock(&table.mutex)
     if opened == NULL:
@@ -510,11 +516,28 @@ cdef class PreparedFiles:
         """See `is_prepared`."""
         return is_prepared(&self.table, inode, at_s)
 
+    def forget(self, unsigned long long inode):
+        """Let a file no longer be opened: its inode is gone, and its number may become another's."""
+        cdef prepared_t* file
+        if self.table.count == 0:  # the usual case; a look without the mutex is enough
+            return
+        pthread_mutex_lock(&self.table.mutex)
+        file = find(&self.table, inode)
+        if file != NULL:
+            remove(&self.table, file)
+        pthread_mutex_unlock(&self.table.mutex)
+        if file != NULL:
+            free_prepared(file)
+
     def forget_all(self):
         """Begin a new generation: no file that was prepared so far is opened any more."""
         pthread_mutex_lock(&self.table.mutex)
         self.table.generation += 1
         pthread_mutex_unlock(&self.table.mutex)
+
+    def pause(self, bint yes):
+        """Let no file be opened, or let files be opened again."""
+        self.table.paused = yes
 
     # --- the thread that prepares ---
 
@@ -567,7 +590,7 @@ cdef class PreparedFiles:
 
     def number_from(self, unsigned long long handle):
         """Number handles from here on: those before are another process's."""
-        self.table.next_handle = max(handle, C_FIRST_HANDLE)
+        self.table.next_handle = max(handle, self.table.next_handle)
 
     def open(
         self, unsigned long long inode, unsigned long long request, double at_s,
@@ -602,7 +625,18 @@ cdef class PreparedFiles:
 
     def close(self, unsigned long long handle):
         """See `close_prepared`, which the channel calls."""
-        return close_prepared(&self.table, handle, False)
+        return close_prepared(&self.table, handle)
+
+    def take_unknown(self):
+        """Return the handles that the kernel does not know, and that could not be closed."""
+        cdef unsigned long long unknown[MAX_UNKNOWN]
+        cdef int count, index
+        pthread_mutex_lock(&self.table.mutex)
+        count = self.table.unknown_count
+        memcpy(unknown, self.table.unknown, sizeof(unknown))
+        self.table.unknown_count = 0
+        pthread_mutex_unlock(&self.table.mutex)
+        return [unknown[index] for index in range(count)]
 
     def read(self, unsigned long long handle, long long offset, long long size):
         """Return the bytes [offset, offset + size), fewer at the end of the file.

@@ -100,7 +100,9 @@ class Readers:
         """
         self.adopt(inode)
         with self._lock:
-            return self._watch(lambda: self._counts.get(inode.number, 0) <= 1, within_s)
+            self._watch(lambda: self._counts.get(inode.number, 0) <= 1, within_s)
+        self.adopt(inode)  # some may have come meanwhile
+        return self._counts.get(inode.number, 0) <= 1
 
     def leave(self, inode: Inode) -> NoReturn:
         """Leave an inode to its readers, and raise Superseded for the writer."""

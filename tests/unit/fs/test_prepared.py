@@ -214,6 +214,12 @@ def change_by_listing(world: Mounted) -> None:
     world.names(world.look(b"d").inode)
 
 
+def change_by_listing_what_is_left(world: Mounted) -> None:
+    """List the directory after another client has deleted a file."""
+    world.client.delete(b"d/07")
+    world.names(world.look(b"d").inode)
+
+
 def change_by_open(world: Mounted) -> None:
     handle = world.fs.open(world.look(b"d/07").inode, os.O_WRONLY | os.O_TRUNC)
     world.close(handle)
@@ -230,6 +236,7 @@ CHANGES = [
     change_by_refresh,
     change_by_unlink,
     change_by_listing,
+    change_by_listing_what_is_left,
     change_by_open,
     change_by_reading,
 ]
@@ -242,6 +249,34 @@ def test_changes(world: Mounted, change: Any) -> None:
     assert can_open(world, known[7])
     change(world)
     assert not any(can_open(world, each) for each in known)
+
+
+def test_an_inode_that_is_forgotten(world: Mounted) -> None:
+    """What the kernel has forgotten is prepared no more: another file may get its number."""
+    inode = inodes(world)[7]
+    world.fs.forget(inode, 3)
+    assert not can_open(world, inode)
+
+
+def test_a_cache_without_the_files(tmp_path: Path) -> None:
+    """A cache that has none of them is not asked without end."""
+    with mounted(OBJECTS, cache=str(tmp_path), **OPTIONS) as world:
+        world.names(world.look(b"d").inode)
+        known = inodes(world)
+        for _ in range(int(MAX_CREDIT) // BATCH_FILES):
+            world.prepared.ask(known[0])
+            step(world)
+        assert world.fs.preparer._credit < BATCH_FILES
+        assert world.cache is not None
+        assert world.cache.wait(SAFE_S)
+
+
+def test_batches_that_are_made_anew(world: Mounted) -> None:
+    """What is known of batches does not grow."""
+    preparer, first = world.fs.preparer, inodes(world)[0]
+    for number in range(1000):
+        preparer._remember(first, prepared.Batch(0, InodeNumber(number), first, []))
+    assert len(preparer._first_after) <= len(preparer._batches) + 1
 
 
 def test_the_same_listing(world: Mounted) -> None:
@@ -401,6 +436,30 @@ def test_many_threads_need_one_handle(world: Mounted) -> None:
     assert len(set(map(id, found))) == 1
     world.fs.release(handle)
     assert not world.fs._readers.are_there(world.fs._inodes.get(inode))
+
+
+def test_a_close_while_a_handle_gets_its_object(
+    cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The close waits for the object, and nothing of either is left."""
+    log = SessionLog(new_log(), lambda new: None)
+    before = registered()
+    with mounted(OBJECTS, cache=cache, session=log, **OPTIONS) as world:
+        prepare(world)
+        handle = opened(world, inodes(world)[7])
+        closing = threading.Thread(target=world.fs.release, args=(handle,))
+        note_line = log.note_line
+
+        def close_meanwhile(*args: Any) -> None:
+            closing.start()
+            note_line(*args)
+
+        monkeypatch.setattr(log, "note_line", close_meanwhile)
+        world.fs.preparer._opener.adopt_handle(handle)
+        closing.join()
+        assert world.fs.open_files() == 0
+        assert registered() == before
+        assert log.records("handle") == {}
 
 
 def append(world: Mounted, name: bytes) -> None:

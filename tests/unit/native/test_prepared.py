@@ -169,6 +169,34 @@ def test_how_many_were_opened(probe: Any) -> None:
     ]
 
 
+def test_an_inode_that_is_gone(probe: Any) -> None:
+    """Its file is not opened any more, and what follows under its number is another file."""
+    files = PreparedFiles()
+    add(files, 5, source_of(probe))
+    files.forget(5)
+    files.forget(6)
+    assert files.open(5, 1, 0.0) == 0
+    assert len(files) == 0
+    add(files, 5, source_of(probe))
+    assert files.close(files.open(5, 1, 0.0))
+    assert files.take_opened() == [5]
+    files.forget(5)
+    add(files, 5, source_of(probe))
+    assert files.close(files.open(5, 1, 0.0))
+    assert files.take_opened() == [5]
+
+
+def test_a_pause(probe: Any) -> None:
+    """No file is opened meanwhile; those that are open go on."""
+    files, handle = opened_file(probe)
+    files.pause(True)
+    assert files.open(5, 1, 0.0) == 0
+    assert bytes(files.read(handle, 0, 10) or b"") == DATA[:10]
+    files.pause(False)
+    assert files.close(files.open(5, 1, 0.0))
+    assert files.close(handle)
+
+
 # --- the thread that prepares ---
 
 
@@ -311,7 +339,7 @@ def test_the_bytes_that_were_read(probe: Any) -> None:
 
 
 def test_where_handles_begin(probe: Any) -> None:
-    """Handles are numbered on from those of another process, but never below the first one."""
+    """Handles are numbered on from those of another process, and never back."""
     files, first = opened_file(probe)
     files.number_from(FIRST_HANDLE + BUCKETS)
     second = files.open(5, 1, 0.0)
@@ -320,7 +348,9 @@ def test_where_handles_begin(probe: Any) -> None:
     assert files.read(second, 0, 1) == DATA[:1]
     assert files.close(second)
     files.number_from(5)
-    assert files.open(5, 1, 0.0) == FIRST_HANDLE
+    third = files.open(5, 1, 0.0)
+    assert third == FIRST_HANDLE + BUCKETS + 1
+    assert files.close(third)
 
 
 def test_take(probe: Any) -> None:

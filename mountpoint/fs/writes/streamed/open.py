@@ -204,6 +204,10 @@ class WriteOpener:
             local.remove_file(writer)
             writer.abort()
             self._mount.readers.leave(inode)
+        if reads and not self._mount.readers.is_only(inode, 0.0):
+            local.remove_file(writer)
+            writer.abort()
+            raise NotPermitted(BEING_READ, BEING_READ_HINT)
         self._mount.readers.arrived(inode)
         return StreamedHandle(writer, self._mount, process, writes=writes)
 

@@ -22,6 +22,8 @@ cdef struct Queue:
     pthread_cond_t changed
     Get* first                  # ended gets; each has a reference to its Python object
     Get* last
+    void* gone                  # templates of sources that nobody uses (`_requests`)
+    bint closed                 # nobody will take them
 
 cdef struct Get:
     int refs                    # atomic

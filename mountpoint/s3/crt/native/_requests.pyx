@@ -70,6 +70,7 @@ cdef struct Template:
     bint verify
     bint single
     bint matches                # the headers require the version
+    Template* next              # in the queue's `gone`
 
 
 # --- reads in the lane ---
@@ -131,13 +132,40 @@ cdef bint send_range(
 
 
 cdef void destroy(source_t* source) noexcept nogil:
-    """Free a template, and let its Python objects go."""
+    """Leave a template to the next call of Python: a reader that closes its file needs no GIL."""
     cdef Template* template = <Template*>source
+    cdef Queue* queue = template.queue
+    cdef bint closed
+    pthread_mutex_lock(&queue.mutex)
+    closed = queue.closed
+    if not closed:
+        template.next = <Template*>queue.gone
+        queue.gone = template
+    pthread_mutex_unlock(&queue.mutex)
+    if closed:
+        with gil:
+            free_template(template)
+    release_queue(queue)
+
+
+cdef void free_template(Template* template) noexcept:
+    Py_DECREF(<object>template.kept)
     free(template.headers)
-    release_queue(template.queue)
-    with gil:
-        Py_DECREF(<object>template.kept)
     free(template)
+
+
+cdef void free_gone(Queue* queue) noexcept:
+    """Free the templates that were left."""
+    cdef Template* template
+    cdef Template* following
+    pthread_mutex_lock(&queue.mutex)
+    template = <Template*>queue.gone
+    queue.gone = NULL
+    pthread_mutex_unlock(&queue.mutex)
+    while template != NULL:
+        following = template.next
+        free_template(template)
+        template = following
 
 
 cdef aws_byte_cursor cursor_of(bytes text):
@@ -320,6 +348,10 @@ cdef class NativeGets:
 
     def __dealloc__(self):
         if self.queue != NULL:
+            pthread_mutex_lock(&self.queue.mutex)
+            self.queue.closed = True
+            pthread_mutex_unlock(&self.queue.mutex)
+            free_gone(self.queue)
             release_queue(self.queue)
 
     def get(
@@ -379,6 +411,7 @@ cdef class NativeGets:
 
         `headers` are all headers but Range; `matches`: they require the version.
         """
+        free_gone(self.queue)
         cdef Template* template = <Template*>malloc(sizeof(Template))
         if template == NULL:
             raise MemoryError()
@@ -425,6 +458,7 @@ cdef class NativeGets:
         cdef NativeGet it
         cdef Get* get
         cdef Get* following
+        free_gone(self.queue)
         with nogil:
             pthread_mutex_lock(&self.queue.mutex)
             get = self.queue.first
