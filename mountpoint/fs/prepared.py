@@ -100,9 +100,12 @@ class Preparer:
         # mutable
         self._credit = MAX_CREDIT
         self._seen_s = time.monotonic()
-        self._seen_used = self._seen_near = 0
+        self._seen_used = 0
         #: The files after which others are to be prepared.
         self._runs: deque[InodeNumber] = deque()
+        #: The last files of the batches whose first files were opened lately: a batch that follows
+        #: one of these is opened in order.
+        self._lasts: deque[InodeNumber] = deque(maxlen=MAX_RUNS)
         #: By their first files, oldest first.
         self._batches: OrderedDict[InodeNumber, Batch] = OrderedDict()
         #: Whether files are prepared when they are looked up (`looked_up`).
@@ -163,7 +166,7 @@ class Preparer:
     def step(self, opened: list[InodeNumber]) -> None:
         """Learn that files were opened, and prepare one batch."""
         self._opener.note_opened()
-        in_order = self._look()
+        self._earn()
         for number in opened:
             batch = self._batch(number)
             last = number if batch is None else batch.last
@@ -171,8 +174,9 @@ class Preparer:
             if batch is None or following is None:
                 if len(self._runs) < MAX_RUNS:
                     self._runs.append(last)
-            elif in_order:
+            elif batch.before in self._lasts:
                 expect_all(following.sources)
+            self._lasts.append(last)
         if self._runs:
             last_prepared = self._prepare_after(self._runs.popleft())
             if last_prepared is not None:
@@ -188,15 +192,13 @@ class Preparer:
         """Whether another batch is to be prepared."""
         return bool(self._runs)
 
-    def _look(self) -> bool:
-        """Take what was opened since the last look; return whether that was in order."""
-        used, near, now_s = self._prepared.used, self._prepared.near, time.monotonic()
+    def _earn(self) -> None:
+        """Get credit for the opens and the time since the last call."""
+        used, now_s = self._prepared.used, time.monotonic()
         passed_s, self._seen_s = now_s - self._seen_s, now_s
         opens, self._seen_used = used - self._seen_used, used
-        in_order, self._seen_near = near - self._seen_near, near
         earned = CREDIT_OF_OPEN * opens + CREDIT_PER_S * passed_s
         self._credit = min(self._credit + earned, MAX_CREDIT)
-        return opens <= 2 * in_order
 
     def _prepare_after(self, number: InodeNumber) -> InodeNumber | None:
         """Prepare the batch that follows a file; return its last file, or None."""
@@ -218,7 +220,9 @@ class Preparer:
         if not batch:
             self._credit -= BATCH_FILES  # a cache that has few files is asked less often
             return None
-        first, last = batch[0][0].number, batch[-1][0].number
+        last = batch[-1][0].number
+        # Not the file that a program has just opened.
+        first = next((each.number for each, *_ in batch if each.number != number), last)
         for each, info, source in batch:
             self._prepared.add(
                 each.number,

@@ -25,9 +25,8 @@ cdef struct prepared_t:
     double late_s               # after so many seconds Python opens it
     char* fields                # what the log says of it, up to the number of the request
     size_t fields_size
-    long long place             # its number in the order of all that were added
     bint used                   # it has been opened
-    bint asks                   # when it is first opened, others are to be prepared
+    bint asks                   # when it is opened, the thread that prepares is woken
     prepared_t* next            # in its bucket
     prepared_t* older           # by the time when they were added
     prepared_t* newer
@@ -55,10 +54,7 @@ cdef struct table_t:
     shared_int count            # of prepared files
     opened_t* opened[BUCKETS]
     shared_int opened_count
-    long long added
     shared_bytes used           # prepared files that were opened
-    shared_bytes near           # of these, in about the order in which they were added
-    long long last_place        # of the last one
     shared_bytes opens
     shared_bytes failed         # opens whose fetch has failed
     long long read_bytes        # by those that were closed or taken, and not told

@@ -67,8 +67,6 @@ cdef enum:
     # About 1 KB each.
     C_MAX_FILES = 8192
     MAX_FRAME_BYTES = 64  # of a line of the log, apart from its fields
-    # Threads that share a walk open files this much out of order.
-    NEAR_FILES = 32
 
 # A wait takes no time that does not fit into its clock.
 cdef double MAX_WAIT_S = 3600.0
@@ -112,8 +110,6 @@ cdef prepared_t* insert(table_t* table, prepared_t* file) noexcept nogil:
         table.oldest = file
     table.newest = file
     table.count += 1
-    table.added += 1
-    file.place = table.added
     return before
 
 
@@ -191,6 +187,8 @@ cdef unsigned long long open_prepared(
         table.opens += 1
         if not file.used:
             note_used(table, file)
+        if file.asks:
+            note_asked(table, inode)
     pthread_mutex_unlock(&table.mutex)
     if fetched.source != NULL:
         handle = open_fetched(table, &fetched, request, thread)
@@ -243,15 +241,10 @@ cdef unsigned long long open_fetched(
 
 cdef void note_used(table_t* table, prepared_t* file) noexcept nogil:
     """Note the first open of a file (mutex held); there is room in `first`."""
-    cdef long long step = file.place - table.last_place
     file.used = True
     table.first[table.first_count] = file.inode
     table.first_count += 1
     table.used += 1
-    table.near += -NEAR_FILES <= step <= NEAR_FILES
-    table.last_place = file.place
-    if file.asks:
-        note_asked(table, file.inode)
 
 
 cdef opened_t* new_opened(
@@ -449,11 +442,6 @@ cdef class PreparedFiles:
         return self.table.used
 
     @property
-    def near(self):
-        """How many of them in about the order in which they were prepared."""
-        return self.table.near
-
-    @property
     def opens(self):
         """How many opens there have been so far."""
         return self.table.opens
@@ -474,7 +462,7 @@ cdef class PreparedFiles:
         """Let a file be opened until `until_s` (monotonic clock); return whether it can be.
 
         `fields` are those of its line in the log, in JSON, from the opening brace up to the number of
-        the request. `asks`: its first open wakes the thread in `wait`. `fetches`: it can be opened once,
+        the request. `asks`: each open wakes the thread in `wait`. `fetches`: it can be opened once,
         and that fetches all of it, within `late_s` seconds, and so asks whether it is the newest version.
         """
         cdef prepared_t* file

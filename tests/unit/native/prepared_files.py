@@ -16,7 +16,6 @@ FIELDS = b'{"name":"file","request":'
 BUCKETS = 4096
 #: The inodes after which files are to be prepared, at most.
 MAX_ASKED = 64
-NEAR_FILES = 32
 #: Protection against a hang, not a measure of speed.
 SAFE_S = 60.0
 

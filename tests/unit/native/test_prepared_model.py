@@ -17,7 +17,6 @@ from tests.unit.native import building
 from tests.unit.native.prepared_files import (
     BUCKETS,
     FIELDS,
-    NEAR_FILES,
     mapped,
     source_of,
 )
@@ -70,11 +69,11 @@ class Prepared(RuleBasedStateMachine):
         self.before = _lane.registered(), self.probe.sources()
         self.journal, self.file = mapped(LOG_BYTES)
         self.files = PreparedFiles(self.journal)
-        self.now_s = self.generation = self.places = self.last_place = 0
+        self.now_s = self.generation = self.places = 0
         self.prepared: dict[int, Version] = {}
         self.opened: dict[int, Opened] = {}
         self.next = FIRST_HANDLE
-        self.opens = self.used = self.near = self.read_bytes = 0
+        self.opens = self.used = self.read_bytes = 0
         self.asked: list[int] = []
         self.log = b""
         self.sealed = False
@@ -133,10 +132,8 @@ class Prepared(RuleBasedStateMachine):
         if not version.used:
             version.used = True
             self.used += 1
-            self.near += abs(version.place - self.last_place) <= NEAR_FILES
-            self.last_place = version.place
-            if version.asks:
-                self.asked.append(inode)
+        if version.asks:
+            self.asked.append(inode)
 
     @rule(number=NUMBERS)
     def close(self, number: int) -> None:
@@ -216,7 +213,7 @@ class Prepared(RuleBasedStateMachine):
     def counts(self) -> None:
         files = self.files
         assert (len(files), files.opened) == (len(self.prepared), len(self.opened))
-        assert (files.opens, files.used, files.near) == (self.opens, self.used, self.near)
+        assert (files.opens, files.used) == (self.opens, self.used)
         assert files.generation == self.generation
         for inode in (1, 2, 3, 1 + BUCKETS):
             version = self.prepared.get(inode)
