@@ -254,7 +254,7 @@ class Opener:
         if exactly:
             handle.read_exactly()
         elif handle.from_disk:
-            self._prepared.ask(inode.number)
+            self._prepared.wake(inode.number)
         return handle
 
     def adopt(self, inode: Inode) -> None:

@@ -231,7 +231,7 @@ class Preparer:
                 info.size_bytes,
                 source,
                 text_of_reader(each, info) if self._logs else b"",
-                asks=each.number == first,
+                wakes=each.number == first,
             )
         self._credit -= len(batch)
         self._remember(first, Batch(generation, number, last, [source for *_, source in batch]))

@@ -10,7 +10,7 @@ from mountpoint.native._sync cimport pthread_cond_t, pthread_mutex_t
 
 cdef enum:
     BUCKETS = 4096
-    MAX_ASKED = 64
+    MAX_WOKEN = 64
     MAX_FIRST = 256
     MAX_UNKNOWN = 64
 
@@ -26,7 +26,7 @@ cdef struct prepared_t:
     char* fields                # what the log says of it, up to the number of the request
     size_t fields_size
     bint used                   # it has been opened
-    bint asks                   # when it is opened, the thread that prepares is woken
+    bint wakes                   # when it is opened, the thread that prepares is woken
     prepared_t* next            # in its bucket
     prepared_t* older           # by the time when they were added
     prepared_t* newer
@@ -44,7 +44,7 @@ cdef struct opened_t:
 cdef struct table_t:
     # Guards all that follows, but `journal`. What is shared_... is also read without it.
     pthread_mutex_t mutex
-    pthread_cond_t changed      # `asked`, or `ended`
+    pthread_cond_t changed      # `woken_for`, or `ended`
     journal_t* journal          # NULL: nothing is logged
     unsigned long long generation
     unsigned long long next_handle
@@ -58,8 +58,8 @@ cdef struct table_t:
     shared_bytes opens
     shared_bytes failed         # opens whose fetch has failed
     long long read_bytes        # by those that were closed or taken, and not told
-    unsigned long long asked[MAX_ASKED]  # inodes after which others are to be prepared
-    int asked_count
+    unsigned long long woken_for[MAX_WOKEN]  # inodes after which others are to be prepared
+    int woken_count
     bint ended
     long long held_bytes        # what the opens of files that are open have fetched
     long long max_held_bytes

@@ -137,11 +137,11 @@ cdef void free_prepared(prepared_t* file) noexcept nogil:
     free(file)
 
 
-cdef void note_asked(table_t* table, unsigned long long inode) noexcept nogil:
+cdef void note_woken(table_t* table, unsigned long long inode) noexcept nogil:
     """Queue an inode, unless the queue is full, and wake the thread that prepares."""
-    if table.asked_count < MAX_ASKED:
-        table.asked[table.asked_count] = inode
-        table.asked_count += 1
+    if table.woken_count < MAX_WOKEN:
+        table.woken_for[table.woken_count] = inode
+        table.woken_count += 1
         pthread_cond_signal(&table.changed)
 
 
@@ -187,8 +187,8 @@ cdef unsigned long long open_prepared(
         table.opens += 1
         if not file.used:
             note_used(table, file)
-        if file.asks:
-            note_asked(table, inode)
+        if file.wakes:
+            note_woken(table, inode)
     pthread_mutex_unlock(&table.mutex)
     if fetched.source != NULL:
         handle = open_fetched(table, &fetched, request, thread)
@@ -457,12 +457,12 @@ cdef class PreparedFiles:
     def add(
         self, unsigned long long inode, unsigned long long generation, double until_s,
         long long size_bytes, LaneSource source not None, bytes fields not None, *,
-        bint asks=False, bint fetches=False, double late_s=0,
+        bint wakes=False, bint fetches=False, double late_s=0,
     ):
         """Let a file be opened until `until_s` (monotonic clock); return whether it can be.
 
         `fields` are those of its line in the log, in JSON, from the opening brace up to the number of
-        the request. `asks`: each open wakes the thread in `wait`. `fetches`: it can be opened once,
+        the request. `wakes`: each open wakes the thread in `wait`. `fetches`: it can be opened once,
         and that fetches all of it, within `late_s` seconds, and so asks whether it is the newest version.
         """
         cdef prepared_t* file
@@ -484,7 +484,7 @@ cdef class PreparedFiles:
         file.generation = generation
         file.until_s = until_s
         file.size_bytes = size_bytes
-        file.asks = asks
+        file.wakes = wakes
         file.fetches = fetches
         file.late_s = late_s
         file.source = source.source
@@ -529,10 +529,10 @@ cdef class PreparedFiles:
 
     # --- the thread that prepares ---
 
-    def ask(self, unsigned long long inode):
+    def wake(self, unsigned long long inode):
         """Wake the thread in `wait`: files that follow this one are to be prepared."""
         pthread_mutex_lock(&self.table.mutex)
-        note_asked(&self.table, inode)
+        note_woken(&self.table, inode)
         pthread_mutex_unlock(&self.table.mutex)
 
     def wait(self, double timeout_s):
@@ -540,18 +540,18 @@ cdef class PreparedFiles:
 
         Releases the GIL.
         """
-        cdef unsigned long long asked[MAX_ASKED]
+        cdef unsigned long long woken_for[MAX_WOKEN]
         cdef int count, index
         cdef double until_s = now_s() + min(timeout_s, MAX_WAIT_S)
         with nogil:
             pthread_mutex_lock(&self.table.mutex)
-            while self.table.asked_count == 0 and not self.table.ended and now_s() < until_s:
+            while self.table.woken_count == 0 and not self.table.ended and now_s() < until_s:
                 wait_until(&self.table, until_s)
-            count = self.table.asked_count
-            memcpy(asked, self.table.asked, sizeof(asked))
-            self.table.asked_count = 0
+            count = self.table.woken_count
+            memcpy(woken_for, self.table.woken_for, sizeof(woken_for))
+            self.table.woken_count = 0
             pthread_mutex_unlock(&self.table.mutex)
-        return [asked[index] for index in range(count)]
+        return [woken_for[index] for index in range(count)]
 
     def end(self):
         """Let `wait` return at once from now on."""

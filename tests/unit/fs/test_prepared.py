@@ -167,7 +167,7 @@ def test_the_credit(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(world.prepared) == BATCH_FILES + 1
         for inode in inodes(world):
             can_open(world, inode)
-        world.prepared.ask(inodes(world)[BATCH_FILES])
+        world.prepared.wake(inodes(world)[BATCH_FILES])
         step(world)
         assert len(world.prepared) == FILES
     assert MAX_CREDIT > FILES
@@ -264,7 +264,7 @@ def test_a_cache_without_the_files(tmp_path: Path) -> None:
         world.names(world.look(b"d").inode)
         known = inodes(world)
         for _ in range(int(MAX_CREDIT) // BATCH_FILES):
-            world.prepared.ask(known[0])
+            world.prepared.wake(known[0])
             step(world)
         assert world.fs.preparer._credit < BATCH_FILES
         assert world.cache is not None
@@ -308,7 +308,7 @@ def test_a_file_that_is_being_written(world: Mounted) -> None:
     """It is not prepared."""
     known = inodes(world)
     handle = world.fs.open(known[7], os.O_WRONLY | os.O_TRUNC)
-    world.prepared.ask(known[0])
+    world.prepared.wake(known[0])
     step(world)
     assert can_open(world, known[8])
     assert not can_open(world, known[7])
@@ -499,7 +499,7 @@ def test_a_file_that_a_writer_looks_up_again(world: Mounted) -> None:
     with pytest.raises(Superseded):
         world.fs.open(inodes(world)[7], os.O_WRONLY | os.O_APPEND)
     known = inodes(world)
-    world.prepared.ask(known[0])
+    world.prepared.wake(known[0])
     step(world)
     assert can_open(world, known[8])
     assert not can_open(world, known[7])

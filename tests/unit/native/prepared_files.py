@@ -15,7 +15,7 @@ FIELDS = b'{"name":"file","request":'
 #: Handles, and inodes, with this distance share a place in the tables.
 BUCKETS = 4096
 #: The inodes after which files are to be prepared, at most.
-MAX_ASKED = 64
+MAX_WOKEN = 64
 #: Protection against a hang, not a measure of speed.
 SAFE_S = 60.0
 
@@ -35,8 +35,8 @@ def add(
     files: PreparedFiles, inode: int, source: Any, until_s: float = UNTIL_S, **how: Any
 ) -> bool:
     """Prepare a file of the present generation."""
-    asks = how.pop("asks", False)
-    return files.add(inode, files.generation, until_s, SIZE, source, FIELDS, asks=asks)
+    wakes = how.pop("wakes", False)
+    return files.add(inode, files.generation, until_s, SIZE, source, FIELDS, wakes=wakes)
 
 
 def opened_file(probe: Any, journal: Journal | None = None) -> tuple[PreparedFiles, int]:

@@ -18,7 +18,7 @@ from tests.unit.native.prepared_files import (
     BUCKETS,
     DATA,
     FIELDS,
-    MAX_ASKED,
+    MAX_WOKEN,
     SAFE_S,
     SIZE,
     UNTIL_S,
@@ -79,7 +79,7 @@ def test_inodes_that_share_a_place(probe: Any) -> None:
     for inode in inodes:
         data = b"%d" % inode
         source = source_of(probe, data)
-        assert files.add(inode, 0, UNTIL_S, len(data), source, FIELDS, asks=False)
+        assert files.add(inode, 0, UNTIL_S, len(data), source, FIELDS, wakes=False)
     for inode in inodes:
         handle = files.open(inode, 1, 0.0)
         assert bytes(files.read(handle, 0, 100) or b"") == b"%d" % inode
@@ -104,8 +104,8 @@ def test_generations(probe: Any) -> None:
     assert files.generation == before + 1
     assert not files.has(5, 0.0)
     assert files.open(5, 1, 0.0) == 0
-    assert not files.add(6, before, UNTIL_S, SIZE, source_of(probe), FIELDS, asks=False)
-    assert not files.add(5, before, UNTIL_S, SIZE, source_of(probe), FIELDS, asks=False)
+    assert not files.add(6, before, UNTIL_S, SIZE, source_of(probe), FIELDS, wakes=False)
+    assert not files.add(5, before, UNTIL_S, SIZE, source_of(probe), FIELDS, wakes=False)
     assert not files.has(6, 0.0)
     assert files.read(handle, 0, 1) == DATA[:1]
     assert add(files, 5, source_of(probe))
@@ -115,7 +115,7 @@ def test_generations(probe: Any) -> None:
 def test_prepared_again(probe: Any) -> None:
     """A new version takes the place of the one before; what is open keeps the old one."""
     files, old = opened_file(probe)
-    assert files.add(5, 0, 20.0, 3, source_of(probe, b"new"), FIELDS, asks=False)
+    assert files.add(5, 0, 20.0, 3, source_of(probe, b"new"), FIELDS, wakes=False)
     assert len(files) == 1
     new = files.open(5, 1, UNTIL_S)
     assert bytes(files.read(old, 0, SIZE) or b"") == DATA
@@ -141,7 +141,7 @@ def test_wrong_arguments(probe: Any) -> None:
     files, source = PreparedFiles(), source_of(probe)
     for size_bytes, its in [(0, source), (-1, source), (1, _lane.LaneSource())]:
         with pytest.raises(ValueError, match="not a source of bytes"):
-            files.add(5, 0, UNTIL_S, size_bytes, its, FIELDS, asks=False)
+            files.add(5, 0, UNTIL_S, size_bytes, its, FIELDS, wakes=False)
     with pytest.raises(TypeError):
         PreparedFiles(b"no log")  # type: ignore[arg-type]
     assert len(files) == 0
@@ -190,13 +190,13 @@ def test_a_pause(probe: Any) -> None:
 # --- the thread that prepares ---
 
 
-def test_asking(probe: Any) -> None:
-    """`wait` returns the inodes that were asked for, and those of files that ask at their opens."""
+def test_waking(probe: Any) -> None:
+    """`wait` returns the inodes for which it was woken, and those of files that wake it."""
     files, source = PreparedFiles(), source_of(probe)
     assert files.wait(0.0) == files.wait(-1.0) == []
-    assert add(files, 5, source, asks=True)
+    assert add(files, 5, source, wakes=True)
     assert add(files, 6, source)
-    files.ask(9)
+    files.wake(9)
     for inode in (6, 5, 5):
         assert files.open(inode, 1, 0.0)
     assert files.wait(SAFE_S) == [9, 5, 5]
@@ -207,9 +207,9 @@ def test_a_full_queue() -> None:
     """Of too many inodes the first ones stay; after that there is room again."""
     files = PreparedFiles()
     for inode in range(100):
-        files.ask(inode)
-    assert files.wait(0.0) == list(range(MAX_ASKED))
-    files.ask(7)
+        files.wake(inode)
+    assert files.wait(0.0) == list(range(MAX_WOKEN))
+    files.wake(7)
     assert files.wait(0.0) == [7]
 
 
@@ -219,7 +219,7 @@ from mountpoint.native._prepared import PreparedFiles
 files = PreparedFiles()
 waiting = threading.Thread(target=lambda: print(files.wait(float("inf"))))
 waiting.start()
-files.ask(5)
+files.wake(5)
 waiting.join()
 """
 
@@ -237,13 +237,13 @@ def test_the_end() -> None:
     files = PreparedFiles()
     files.end()
     assert files.wait(1e6) == []
-    files.ask(5)
+    files.wake(5)
     assert files.wait(1e6) == [5]
     assert files.wait(1e6) == []
 
 
 def test_a_waiting_thread_is_woken(probe: Any) -> None:
-    """Each `ask`, each open that asks, and the end wake the thread that waits."""
+    """Each `wake`, each open that wakes, and the end wake the thread that waits."""
     files, source = PreparedFiles(), source_of(probe)
     answers: queue.Queue[list[int]] = queue.Queue()
 
@@ -258,9 +258,9 @@ def test_a_waiting_thread_is_woken(probe: Any) -> None:
     waiting.start()
     for inode in range(1, 101):
         if inode % 2:
-            files.ask(inode)
+            files.wake(inode)
         else:
-            assert add(files, inode, source, asks=True)
+            assert add(files, inode, source, wakes=True)
             assert files.open(inode, 1, 0.0)
         assert answers.get(timeout=SAFE_S) == [inode], "the thread was not woken"
     files.end()
@@ -433,7 +433,7 @@ def test_long_fields(probe: Any) -> None:
     files = PreparedFiles(journal)
     for length in (0, 1, 63, 64, 65, 5000):
         fields = b"x" * length
-        assert files.add(5, 0, UNTIL_S, SIZE, source_of(probe), fields, asks=False)
+        assert files.add(5, 0, UNTIL_S, SIZE, source_of(probe), fields, wakes=False)
         handle = files.open(5, 3, 0.0)
         assert files.text() == b'["handle",%d,%s3}]\n' % (handle, fields)
         assert files.close(handle)

@@ -39,7 +39,7 @@ class Version:
     generation: int
     until_s: int
     place: int
-    asks: bool
+    wakes: bool
     data: bytes
     broken: list[bool] = field(default_factory=list)
     used: bool = False
@@ -95,14 +95,14 @@ class Prepared(RuleBasedStateMachine):
         _lane.unregister(handle)
         return OpenedFile(handle, opened.version.inode, opened.line)
 
-    @rule(inode=INODES, late=st.booleans(), for_s=st.integers(1, 5), asks=st.booleans())
-    def add(self, inode: int, late: bool, for_s: int, asks: bool) -> None:
+    @rule(inode=INODES, late=st.booleans(), for_s=st.integers(1, 5), wakes=st.booleans())
+    def add(self, inode: int, late: bool, for_s: int, wakes: bool) -> None:
         generation = self.generation - (late and self.generation > 0)
         place, until_s = self.places + 1, self.now_s + for_s
         data = b"%d " % place * 5
-        version = Version(inode, generation, until_s, place, asks, data)
+        version = Version(inode, generation, until_s, place, wakes, data)
         source = source_of(self.probe, data, version.broken)
-        added = self.files.add(inode, generation, until_s, len(data), source, FIELDS, asks=asks)
+        added = self.files.add(inode, generation, until_s, len(data), source, FIELDS, wakes=wakes)
         assert added == (generation == self.generation)
         if added:
             self.prepared[inode] = version
@@ -132,7 +132,7 @@ class Prepared(RuleBasedStateMachine):
         if not version.used:
             version.used = True
             self.used += 1
-        if version.asks:
+        if version.wakes:
             self.asked.append(inode)
 
     @rule(number=NUMBERS)

@@ -58,7 +58,7 @@ class Crowd:
     def add(self, drawn: random.Random) -> None:
         inode, generation = drawn.randrange(FEW), self.files.generation
         source = self.sources[inode]
-        self.files.add(inode, generation, UNTIL_S, SIZE - inode, source, FIELDS, asks=True)
+        self.files.add(inode, generation, UNTIL_S, SIZE - inode, source, FIELDS, wakes=True)
 
     def use(self, drawn: random.Random) -> None:
         """Open files, read them, and close them; the last ones stay open."""
@@ -113,7 +113,7 @@ class Crowd:
                 self._note(self.files.take_handle(drawn.choice(self.opened[-10:])))
             else:
                 self.files.is_open(inode)
-                self.files.ask(inode)
+                self.files.wake(inode)
 
     def rewrite(self, drawn: random.Random) -> None:
         """Write the log anew when it is full, as the session does."""
