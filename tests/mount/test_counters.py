@@ -9,9 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from mountpoint.mount.control import ask
 from tests.conftest import Store
 from tests.faulty_proxy import Exchange, FaultyProxy
-from tests.mount.mounting import PROGRAM, clean_up, environment, eventually, mounted, store_options
+from tests.mount.mounting import (
+    PROGRAM,
+    Mount,
+    clean_up,
+    environment,
+    eventually,
+    mounted,
+    store_options,
+)
+from tests.mount.test_ctl import own_socket
 from tools.mounting import is_mounted, logged_counters
 
 pytestmark = pytest.mark.mount
@@ -22,6 +32,11 @@ def proxy(store: Store) -> Iterator[FaultyProxy]:
     """A proxy that sees every request."""
     with FaultyProxy(store.endpoint_url) as it:
         yield it
+
+
+def all_are_closed(mount: Mount) -> bool:
+    """Whether the mount knows that no file is open: the kernel tells it after close(2)."""
+    return bool(ask(own_socket(mount), "status")["open_files"] == 0)
 
 
 def test_counters(store: Store, folder: Path, proxy: FaultyProxy) -> None:
@@ -43,10 +58,12 @@ def test_counters(store: Store, folder: Path, proxy: FaultyProxy) -> None:
         assert (first["gets"], first["heads"], first["lists"]) == (0, 0, 1)
         seen.clear()
         assert (mount.path / "file").read_bytes() == b"x" * 5000
+        eventually(lambda: all_are_closed(mount))  # what was read is counted then
         second = mount.counters()
         assert (second["gets"], second["bytes_fetched"]) == (1, 5000)
         assert (second["gets"], second["heads"], second["lists"] - 1) == asked()
         assert (mount.path / "other").read_bytes() == b"y" * 70
+        eventually(lambda: all_are_closed(mount))
         third = mount.counters()
         assert (third["gets"], third["bytes_fetched"], third["retries"]) == (2, 5070, 0)
         os.kill(mount.pid, signal.SIGTERM)
