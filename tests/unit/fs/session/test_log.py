@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import os
 import random
 from collections.abc import Iterator
@@ -11,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mountpoint.fs.session import log as module
-from mountpoint.fs.session.log import SessionLog, bytes_of, new_log, text_of
+from mountpoint.fs.session.log import (
+    SessionLog,
+    bytes_of,
+    fields_of,
+    json_of,
+    new_log,
+    text_of,
+    version_of,
+)
+from mountpoint.s3.client import ObjectInfo
 from tests.soak import SEED, examples
 
 
@@ -21,6 +31,7 @@ class Kept:
     def __init__(self) -> None:
         self.file = new_log()
         self.published = 0
+        self._read: list[SessionLog] = []
         self.log = SessionLog(os.dup(self.file), self._publish)
 
     def _publish(self, file: int) -> None:
@@ -33,12 +44,15 @@ class Kept:
         return os.pread(self.file, os.fstat(self.file).st_size, 0).rstrip(b"\0")
 
     def read(self) -> SessionLog:
-        """Return the log as another process finds it."""
-        return SessionLog(self.file, lambda file: None)
+        """Return the log as another process finds it. If its memfd is full, it closes that."""
+        log = SessionLog(os.dup(self.file), lambda file: None)
+        self._read.append(log)
+        return log
 
     def close(self) -> None:
         os.close(self.file)
-        os.close(self.log.file)
+        for log in (self.log, *self._read):
+            os.close(log.file)
 
 
 @pytest.fixture
@@ -104,6 +118,16 @@ def test_a_short_log(kept: Kept) -> None:
         os.write(short.file, kept.text())
         short.read().note("handle", 2, {"inode": 6})
         assert short.read().records("handle") == {1: {"inode": 5}, 2: {"inode": 6}}
+
+
+@given(st.text(), st.binary(), st.none() | st.dictionaries(st.text(), st.text()), st.booleans())
+def test_versions_in_json(
+    text: str, key: bytes, metadata: dict[str, str] | None, restored: bool
+) -> None:
+    """The text of a version that was written by hand has the same fields."""
+    version = ObjectInfo(key, 5, -7, text, text, restored, metadata)
+    assert json.loads(json_of(version)) == fields_of(version)
+    assert version_of(json.loads(json_of(version))) == version
 
 
 def test_it_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
