@@ -11,7 +11,7 @@ from collections.abc import Callable
 from mountpoint._fastpath import Part
 from mountpoint.cache.blocks._files import CachedVersion, hold_first
 from mountpoint.cache.blocks._lanes import lane_source
-from mountpoint.cache.cached_object import INLINE_BYTES, CachedObject, Disk, Range
+from mountpoint.cache.cached_object import CachedObject, Disk, Range
 from mountpoint.cache.directory import CacheDirectory
 from mountpoint.cache.eviction import Evictor
 from mountpoint.cache.filling import Block, Filler, Pieces, blocks_of
@@ -78,10 +78,9 @@ class BlockCache:
 
     def whole_sources(self, infos: list[ObjectInfo]) -> list[LaneSource | None]:
         """Return a source of all bytes for each version that is small and on a local disk."""
-        if self._disk.lookups is not None or not self._health.usable:
-            return [None] * len(infos)
         versions = [
-            self._version(each) if each.size_bytes <= INLINE_BYTES else None for each in infos
+            self._version(each) if self._disk.serves_lanes(each.size_bytes) else None
+            for each in infos
         ]
         held = iter(hold_first([each for each in versions if each is not None]))
         return [

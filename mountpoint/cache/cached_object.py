@@ -50,6 +50,10 @@ class Disk:
     #: it. None on a local one.
     lookups: Readers | None = None
 
+    def serves_lanes(self, size_bytes: int) -> bool:
+        """Whether lanes read objects of this size here: small ones, on a local disk."""
+        return size_bytes <= INLINE_BYTES and self.lookups is None and self.health.usable
+
 
 class CachedObject:
     """The blocks of one object version. Thread-safe."""
@@ -154,10 +158,8 @@ class CachedObject:
 
         It may turn out to lack the object.
         """
-        small = self._info.size_bytes <= INLINE_BYTES
-        if not small or self._disk.lookups is not None or not self._disk.health.usable:
-            return None
-        return lane_source(self._version, None)
+        serves = self._disk.serves_lanes(self._info.size_bytes)
+        return lane_source(self._version, None) if serves else None
 
     def lane_source(self, other: LaneSource | None) -> LaneSource | None:
         """Return a source for reads in the lane that looks here before it asks `other`.

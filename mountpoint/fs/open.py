@@ -329,17 +329,12 @@ class Opener:
         """Note that a handle for reading was closed."""
         self._readers.end(inode)
 
-    def believes(self, inode: Inode, info: ObjectInfo, now_s: float) -> bool:
-        """Whether a version may be opened without a request."""
+    def is_recent(self, inode: Inode, info: ObjectInfo, now_s: float) -> bool:
+        """Whether a version may be opened without a request, unless a listing names another one."""
         # A listing does not say whether an archived object has been restored.
         if self._asks_always or info.storage_class in ARCHIVE_CLASSES:
             return False
-        if inode.fresh_until_s <= now_s:
-            return False
-        known = self._listings.find(inode.directory, inode.name)
-        if known is None:
-            return not self._listings.is_absent(inode.directory, inode.name)
-        return inode.is_version(known[0])
+        return inode.fresh_until_s > now_s
 
     # --- inside ---
 
@@ -396,7 +391,8 @@ class Opener:
         assert info is not None
         requested_at_s = time.monotonic()
         generation = self._prepared.generation
-        if not direct and self.believes(inode, info, requested_at_s):
+        recent = not direct and self.is_recent(inode, info, requested_at_s)
+        if recent and self._is_listed(inode):
             stream = self._stream_unasked(inode, info, process)
         else:
             stream = self._open_stream(inode, info, direct=direct, process=process)
@@ -426,6 +422,13 @@ class Opener:
         except NoSuchEntry:
             return True
         return inode.is_version(entry)  # still listed, but cannot be read
+
+    def _is_listed(self, inode: Inode) -> bool:
+        """Whether what is known of an inode's name is its version, or nothing."""
+        known = self._listings.find(inode.directory, inode.name)
+        if known is None:
+            return not self._listings.is_absent(inode.directory, inode.name)
+        return inode.is_version(known[0])
 
     def _stream_unasked(self, inode: Inode, info: ObjectInfo, process: int) -> ReadStream | None:
         """Return a stream of a version that is assumed to be the newest; send no request."""

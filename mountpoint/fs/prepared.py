@@ -14,7 +14,7 @@ opened.
 import threading
 import time
 from collections import OrderedDict, deque
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -152,16 +152,8 @@ class Preparer:
         found = self._streams.small_source(info)
         if found is not None:
             source, late_s = found
-            self._prepared.add(
-                inode.number,
-                generation,
-                time.monotonic() + LOOKED_UP_S,
-                info.size_bytes,
-                source,
-                text_of_reader(inode, info) if self._logs else b"",
-                fetches=True,
-                late_s=late_s,
-            )
+            until_s = time.monotonic() + LOOKED_UP_S
+            self._add(inode, info, generation, until_s, source, fetches=True, late_s=late_s)
 
     def step(self, opened: list[InodeNumber]) -> None:
         """Learn that files were opened, and prepare one batch."""
@@ -224,18 +216,25 @@ class Preparer:
         # Not the file that a program has just opened.
         first = next((each.number for each, *_ in batch if each.number != number), last)
         for each, info, source in batch:
-            self._prepared.add(
-                each.number,
-                generation,
-                each.fresh_until_s,
-                info.size_bytes,
-                source,
-                text_of_reader(each, info) if self._logs else b"",
-                wakes=each.number == first,
-            )
+            wakes = each.number == first
+            self._add(each, info, generation, each.fresh_until_s, source, wakes=wakes)
         self._credit -= len(batch)
         self._remember(first, Batch(generation, number, last, [source for *_, source in batch]))
         return last
+
+    def _add(
+        self,
+        inode: Inode,
+        info: ObjectInfo,
+        generation: int,
+        until_s: float,
+        source: LaneSource,
+        **how: Any,
+    ) -> None:
+        """Prepare a file. `how`: see PreparedFiles.add."""
+        fields = text_of_reader(inode, info) if self._logs else b""
+        size_bytes = info.size_bytes
+        self._prepared.add(inode.number, generation, until_s, size_bytes, source, fields, **how)
 
     def _remember(self, first: InodeNumber, batch: Batch) -> None:
         self._forget(first)
@@ -270,7 +269,7 @@ class Preparer:
         """Whether an open of a file would ask nobody, and it is not prepared."""
         return (
             not self._prepared.has(inode.number, now_s)
-            and self._opener.believes(inode, info, now_s)
+            and self._opener.is_recent(inode, info, now_s)  # a listing has named it
             and self._is_free(inode)
         )
 

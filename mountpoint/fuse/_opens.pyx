@@ -4,7 +4,7 @@
 """
 
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t
 from posix.fcntl cimport O_ACCMODE, O_APPEND, O_DIRECT, O_RDONLY, O_TRUNC
 
 from mountpoint.fuse._callers cimport claim_request
@@ -22,7 +22,7 @@ from mountpoint.fuse._protocol cimport (
     iovec,
     writev,
 )
-from mountpoint.fuse._survival cimport is_repeated, number_of
+from mountpoint.fuse._survival cimport is_repeated, number_of, send_header
 from mountpoint.metrics._histogram cimport (
     Timer,
     begin_timer,
@@ -57,12 +57,9 @@ cdef bint answer_open(const char* request, int size, int descriptor) noexcept no
         return False
     if header.opcode == OPEN and size >= <int>(sizeof(InHeader) + sizeof(OpenIn)):
         return open_file(header, <const OpenIn*>body, descriptor)
-    if size < <int>(sizeof(InHeader) + sizeof(ReleaseIn)):
-        return False
-    if header.opcode == RELEASE:
-        return release_file(header, <const ReleaseIn*>body, descriptor)
-    if header.opcode == FLUSH:
-        return flush_file(header, <const ReleaseIn*>body, descriptor)
+    if header.opcode == RELEASE or header.opcode == FLUSH:
+        if size >= <int>(sizeof(InHeader) + sizeof(ReleaseIn)):
+            return close_file(header, <const ReleaseIn*>body, descriptor)
     return False
 
 
@@ -85,53 +82,42 @@ cdef bint open_file(const InHeader* header, const OpenIn* how, int descriptor) n
     out.flags = KEEP_CACHE | NOFLUSH
     out.backing = 0
     # The kernel releases no handle that it has not got.
-    if not claim_request() or not answer(header, &out, sizeof(OpenOut), descriptor):
+    if not claim_request() or not deliver(header, &out, descriptor):
         if not close_prepared(files, out.handle):
             note_unknown(files, out.handle)
     end_timer(open_timer, begun_ns, monotonic_ns(), False)
     return True
 
 
-cdef bint release_file(const InHeader* header, const ReleaseIn* how, int descriptor) noexcept nogil:
+cdef bint close_file(const InHeader* header, const ReleaseIn* how, int descriptor) noexcept nogil:
+    """Answer a RELEASE or FLUSH. Nothing was written; only kernels before 5.16 flush (NOFLUSH)."""
+    cdef bint releases = header.opcode == RELEASE
+    cdef timer_t* timer = release_timer if releases else flush_timer
     cdef int64_t begun_ns
     if not has_opened(files, how.handle):
         return False
-    begin_timer(release_timer)
+    begin_timer(timer)
     begun_ns = monotonic_ns()
-    if not close_prepared(files, how.handle):
-        undo_timer(release_timer)
+    if releases and not close_prepared(files, how.handle):
+        undo_timer(timer)
         return False
-    answer(header, NULL, 0, descriptor)
-    end_timer(release_timer, begun_ns, monotonic_ns(), False)
+    send_header(descriptor, header.unique, 0)
+    end_timer(timer, begun_ns, monotonic_ns(), False)
     return True
 
 
-cdef bint flush_file(const InHeader* header, const ReleaseIn* how, int descriptor) noexcept nogil:
-    """Nothing was written. Only kernels before 5.16 ask (NOFLUSH)."""
-    cdef int64_t begun_ns
-    if not has_opened(files, how.handle):
-        return False
-    begin_timer(flush_timer)
-    begun_ns = monotonic_ns()
-    answer(header, NULL, 0, descriptor)
-    end_timer(flush_timer, begun_ns, monotonic_ns(), False)
-    return True
-
-
-cdef bint answer(
-    const InHeader* header, const void* body, size_t size, int descriptor
-) noexcept nogil:
-    """Write a successful answer; False if the kernel did not take it: nobody waits for it."""
+cdef bint deliver(const InHeader* header, OpenOut* opened, int descriptor) noexcept nogil:
+    """Answer an OPEN; False if the kernel did not take it: nobody waits for it."""
     cdef OutHeader out
     cdef iovec pieces[2]
-    out.length = <uint32_t>(sizeof(OutHeader) + size)
+    out.length = sizeof(OutHeader) + sizeof(OpenOut)
     out.error = 0
     out.unique = header.unique
     pieces[0].iov_base = &out
     pieces[0].iov_len = sizeof(OutHeader)
-    pieces[1].iov_base = <void*>body
-    pieces[1].iov_len = size
-    while writev(descriptor, pieces, 2 if size else 1) < 0:
+    pieces[1].iov_base = opened
+    pieces[1].iov_len = sizeof(OpenOut)
+    while writev(descriptor, pieces, 2) < 0:
         if errno != EINTR:
             return False
     return True

@@ -3,16 +3,20 @@
 # Ownership: a `prepared_t` owns a reference to the source of its bytes. An `opened_t` owns one to
 # its lane; the registry of lanes has another one. The table owns both, and a reference to the log.
 
-from mountpoint.native._journal cimport journal_t
 from mountpoint.native._arrivals cimport shared_int
+from mountpoint.native._journal cimport journal_t
 from mountpoint.native._lane cimport lane_t, shared_bytes, source_t
 from mountpoint.native._sync cimport pthread_cond_t, pthread_mutex_t
 
 cdef enum:
     BUCKETS = 4096
-    MAX_WOKEN = 64
-    MAX_FIRST = 256
-    MAX_UNKNOWN = 64
+    MAX_NUMBERS = 256
+
+# Inodes or handles that Python is to learn of: at most `limit`.
+cdef struct numbers_t:
+    unsigned long long numbers[MAX_NUMBERS]
+    shared_int count
+    int limit
 
 # A file that may be opened: one version of an object, whose bytes the source has.
 cdef struct prepared_t:
@@ -26,7 +30,7 @@ cdef struct prepared_t:
     char* fields                # what the log says of it, up to the number of the request
     size_t fields_size
     bint used                   # it has been opened
-    bint wakes                   # when it is opened, the thread that prepares is woken
+    bint wakes                  # when it is opened, the thread that prepares is woken
     prepared_t* next            # in its bucket
     prepared_t* older           # by the time when they were added
     prepared_t* newer
@@ -58,15 +62,12 @@ cdef struct table_t:
     shared_bytes opens
     shared_bytes failed         # opens whose fetch has failed
     long long read_bytes        # by those that were closed or taken, and not told
-    unsigned long long woken_for[MAX_WOKEN]  # inodes after which others are to be prepared
-    int woken_count
+    numbers_t woken_for         # inodes after which others are to be prepared
     bint ended
     long long held_bytes        # what the opens of files that are open have fetched
     long long max_held_bytes
-    unsigned long long first[MAX_FIRST]  # inodes that were opened, and Python does not know
-    shared_int first_count
-    unsigned long long unknown[MAX_UNKNOWN]  # handles that were not answered, for Python to close
-    int unknown_count
+    numbers_t first             # inodes that were opened, and Python does not know
+    numbers_t unknown           # handles that were not answered, for Python to close
     shared_int paused           # no file is opened
 
 cdef bint is_prepared(table_t* table, unsigned long long inode, double at_s) noexcept nogil
@@ -81,5 +82,4 @@ cdef bint has_opened(table_t* table, unsigned long long handle) noexcept nogil
 
 cdef class PreparedFiles:
     cdef table_t table
-    cdef object journal
-    cdef list _opened_of(self, unsigned long long inode, bint stays)
+    cdef list _take(self, numbers_t* queue)

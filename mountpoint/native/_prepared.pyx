@@ -6,12 +6,12 @@ a lane that reads from the source. The handle has no object in Python. If one is
 takes the handle over (`take`), and it is like any other: to read what the source lacks, or because
 a program is about to change the file.
 
-A prepared file is valid for a limited time, and only until anything changes. Each change in the bucket or in
-what is known of it begins a new generation (`forget_all`), and only files of the present one are
-opened. A file is prepared for the generation that was there before Python looked whether it may be
-opened. So a change in between counts. A writer is registered before it looks for readers, and the
-look begins a new generation: either it finds the reader, or the reader comes to Python, and finds
-the writer.
+A prepared file is valid for a limited time, and only until anything changes. Each change in the
+bucket or in what is known of it begins a new generation (`forget_all`), and only files of the
+present one are opened. A file is prepared for the generation that was there before Python looked
+whether it may be opened. So a change in between counts. A writer is registered before it looks for
+readers, and the look begins a new generation: either it finds the reader, or the reader comes to
+Python, and finds the writer.
 
 Each open and close is noted in the log of the session, by a line that Python has made.
 """
@@ -21,7 +21,6 @@ from collections import namedtuple
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-
 from posix.time cimport timespec
 
 from mountpoint.native._arrivals cimport READY, arrival_t, end, new_arrival, release_arrival
@@ -66,6 +65,9 @@ from mountpoint.native._sync cimport (
 cdef enum:
     # About 1 KB each.
     C_MAX_FILES = 8192
+    MAX_WOKEN = 64
+    MAX_FIRST = 256
+    MAX_UNKNOWN = 64
     MAX_FRAME_BYTES = 64  # of a line of the log, apart from its fields
 
 # A wait takes no time that does not fit into its clock.
@@ -78,6 +80,19 @@ MAX_FILES = C_MAX_FILES
 FIRST_HANDLE = C_FIRST_HANDLE
 
 OpenedFile = namedtuple("OpenedFile", ["handle", "inode", "line"])
+
+
+# --- what Python is to learn (mutex held) ---
+
+cdef bint has_place(const numbers_t* queue) noexcept nogil:
+    return queue.count < queue.limit
+
+
+cdef void put(numbers_t* queue, unsigned long long number) noexcept nogil:
+    """Queue a number, unless the queue is full."""
+    if has_place(queue):
+        queue.numbers[queue.count] = number
+        queue.count += 1
 
 
 # --- prepared files (mutex held) ---
@@ -139,10 +154,8 @@ cdef void free_prepared(prepared_t* file) noexcept nogil:
 
 cdef void note_woken(table_t* table, unsigned long long inode) noexcept nogil:
     """Queue an inode, unless the queue is full, and wake the thread that prepares."""
-    if table.woken_count < MAX_WOKEN:
-        table.woken_for[table.woken_count] = inode
-        table.woken_count += 1
-        pthread_cond_signal(&table.changed)
+    put(&table.woken_for, inode)
+    pthread_cond_signal(&table.changed)
 
 
 # --- opened files ---
@@ -174,7 +187,7 @@ cdef unsigned long long open_prepared(
     pthread_mutex_lock(&table.mutex)
     file = find(table, inode)
     if is_valid(table, file, at_s) and not table.paused and (
-        file.used or table.first_count < MAX_FIRST
+        file.used or has_place(&table.first)
     ):
         if not file.fetches:
             opened = new_opened(table, file, NULL, request)
@@ -219,7 +232,7 @@ cdef unsigned long long open_fetched(
     if file != NULL and file.source != source:
         file = NULL
     if file != NULL and block != NULL and file.generation == table.generation and (
-        table.first_count < MAX_FIRST
+        has_place(&table.first)
     ):
         opened = new_opened(table, file, block, request)
     if opened != NULL:
@@ -242,8 +255,7 @@ cdef unsigned long long open_fetched(
 cdef void note_used(table_t* table, prepared_t* file) noexcept nogil:
     """Note the first open of a file (mutex held); there is room in `first`."""
     file.used = True
-    table.first[table.first_count] = file.inode
-    table.first_count += 1
+    put(&table.first, file.inode)
     table.used += 1
 
 
@@ -333,6 +345,19 @@ cdef opened_t** link_to(table_t* table, unsigned long long handle) noexcept nogi
     return link
 
 
+cdef opened_t** link_to_open(table_t* table, unsigned long long inode) noexcept nogil:
+    """Return what leads to any open of a file (mutex held); NULL if it is not open."""
+    cdef opened_t** link
+    cdef int bucket
+    for bucket in range(BUCKETS):
+        link = &table.opened[bucket]
+        while link[0] != NULL:
+            if link[0].inode == inode:
+                return link
+            link = &link[0].next
+    return NULL
+
+
 cdef opened_t* unlink(table_t* table, opened_t** link) noexcept nogil:
     """Remove an opened file from the table, and return it (mutex held)."""
     cdef opened_t* opened = link[0]
@@ -357,9 +382,7 @@ cdef bint has_opened(table_t* table, unsigned long long handle) noexcept nogil:
 cdef void note_unknown(table_t* table, unsigned long long handle) noexcept nogil:
     """Leave a handle to Python that the kernel does not know, so that it never closes it."""
     pthread_mutex_lock(&table.mutex)
-    if table.unknown_count < MAX_UNKNOWN:
-        table.unknown[table.unknown_count] = handle
-        table.unknown_count += 1
+    put(&table.unknown, handle)
     pthread_mutex_unlock(&table.mutex)
 
 
@@ -405,7 +428,9 @@ cdef class PreparedFiles:
         init_cond(&self.table.changed)
         self.table.next_handle = C_FIRST_HANDLE
         self.table.max_held_bytes = max_held_bytes
-        self.journal = journal
+        self.table.woken_for.limit = MAX_WOKEN
+        self.table.first.limit = MAX_FIRST
+        self.table.unknown.limit = MAX_UNKNOWN
         if journal is not None:
             hold_journal(journal.journal)
             self.table.journal = journal.journal
@@ -540,18 +565,13 @@ cdef class PreparedFiles:
 
         Releases the GIL.
         """
-        cdef unsigned long long woken_for[MAX_WOKEN]
-        cdef int count, index
         cdef double until_s = now_s() + min(timeout_s, MAX_WAIT_S)
         with nogil:
             pthread_mutex_lock(&self.table.mutex)
-            while self.table.woken_count == 0 and not self.table.ended and now_s() < until_s:
+            while self.table.woken_for.count == 0 and not self.table.ended and now_s() < until_s:
                 wait_until(&self.table, until_s)
-            count = self.table.woken_count
-            memcpy(woken_for, self.table.woken_for, sizeof(woken_for))
-            self.table.woken_count = 0
             pthread_mutex_unlock(&self.table.mutex)
-        return [woken_for[index] for index in range(count)]
+        return self._take(&self.table.woken_for)
 
     def end(self):
         """Let `wait` return at once from now on."""
@@ -593,23 +613,14 @@ cdef class PreparedFiles:
     @property
     def has_opened(self):
         """Whether `take_opened` would return any."""
-        return self.table.first_count > 0
+        return self.table.first.count > 0
 
     def take_opened(self):
         """Return the prepared files that were opened for the first time since the last call.
 
         Once there are many, Python has to open files, so that it learns of them.
         """
-        cdef unsigned long long first[MAX_FIRST]
-        cdef int count, index
-        if self.table.first_count == 0:
-            return []
-        pthread_mutex_lock(&self.table.mutex)
-        count = self.table.first_count
-        memcpy(first, self.table.first, sizeof(first))
-        self.table.first_count = 0
-        pthread_mutex_unlock(&self.table.mutex)
-        return [first[index] for index in range(count)]
+        return self._take(&self.table.first)
 
     def close(self, unsigned long long handle):
         """See `close_prepared`, which the channel calls."""
@@ -617,14 +628,19 @@ cdef class PreparedFiles:
 
     def take_unknown(self):
         """Return the handles that the kernel does not know, and that could not be closed."""
-        cdef unsigned long long unknown[MAX_UNKNOWN]
-        cdef int count, index
+        return self._take(&self.table.unknown)
+
+    cdef list _take(self, numbers_t* queue):
+        """Empty a queue; return its numbers."""
+        cdef numbers_t taken
+        cdef int index
+        if queue.count == 0:
+            return []
         pthread_mutex_lock(&self.table.mutex)
-        count = self.table.unknown_count
-        memcpy(unknown, self.table.unknown, sizeof(unknown))
-        self.table.unknown_count = 0
+        memcpy(&taken, queue, sizeof(numbers_t))
+        queue.count = 0
         pthread_mutex_unlock(&self.table.mutex)
-        return [unknown[index] for index in range(count)]
+        return [taken.numbers[index] for index in range(taken.count)]
 
     def read(self, unsigned long long handle, long long offset, long long size):
         """Return the bytes [offset, offset + size), fewer at the end of the file.
@@ -657,11 +673,30 @@ cdef class PreparedFiles:
 
     def is_open(self, unsigned long long inode):
         """Whether a file is open, and Python has not taken the handle."""
-        return self._opened_of(inode, True) != []
+        cdef bint found
+        if self.table.opened_count == 0:
+            return False
+        pthread_mutex_lock(&self.table.mutex)
+        found = link_to_open(&self.table, inode) != NULL
+        pthread_mutex_unlock(&self.table.mutex)
+        return found
 
     def take(self, unsigned long long inode):
         """Take over all handles of a file: they are Python's from now on."""
-        return self._opened_of(inode, False)
+        cdef opened_t** link
+        cdef opened_t* opened
+        cdef list found = []
+        while self.table.opened_count > 0:
+            opened = NULL
+            pthread_mutex_lock(&self.table.mutex)
+            link = link_to_open(&self.table, inode)
+            if link != NULL:
+                opened = unlink(&self.table, link)
+            pthread_mutex_unlock(&self.table.mutex)
+            if opened == NULL:
+                break
+            found.append(taken(opened))
+        return found
 
     def take_handle(self, unsigned long long handle):
         """Take over a handle; None if it is not open, or was taken before."""
@@ -703,36 +738,6 @@ cdef class PreparedFiles:
             return copied[:size]
         finally:
             free(copied)
-
-    cdef list _opened_of(self, unsigned long long inode, bint stays):
-        """Return what is open of a file; remove it, unless it `stays`."""
-        cdef opened_t** link
-        cdef opened_t* opened
-        cdef opened_t* removed = NULL
-        cdef int bucket
-        found = []
-        if self.table.opened_count == 0:
-            return found
-        pthread_mutex_lock(&self.table.mutex)
-        for bucket in range(BUCKETS):
-            link = &self.table.opened[bucket]
-            while link[0] != NULL:
-                opened = link[0]
-                if opened.inode != inode:
-                    link = &opened.next
-                elif stays:
-                    pthread_mutex_unlock(&self.table.mutex)
-                    return [None]
-                else:
-                    unlink(&self.table, link)
-                    opened.next = removed
-                    removed = opened
-        pthread_mutex_unlock(&self.table.mutex)
-        while removed != NULL:
-            opened = removed
-            removed = opened.next
-            found.append(taken(opened))
-        return found
 
 
 cdef object taken(opened_t* opened):

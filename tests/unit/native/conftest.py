@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mountpoint.native import _blocks
+from mountpoint.native import _blocks, _lane
 from tests.unit.native import building
 
 
@@ -18,9 +18,9 @@ def probe() -> Any:
 
 @pytest.fixture(autouse=True)
 def _nothing_left(probe: Any) -> Iterator[None]:
-    """Fail a test that leaves blocks in use, or sources."""
+    """Fail a test that leaves blocks in use, sources, or handles in the registry of lanes."""
     gc.collect()
-    before = _blocks.held_bytes()[0], probe.sources()
+    before = _blocks.held_bytes()[0], probe.sources(), _lane.registered()
     yield
     gc.collect()
-    assert (_blocks.held_bytes()[0], probe.sources()) == before
+    assert (_blocks.held_bytes()[0], probe.sources(), _lane.registered()) == before

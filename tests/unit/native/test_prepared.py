@@ -1,13 +1,11 @@
 """Prepared files: what is opened, read, closed, logged and taken."""
 
-import gc
 import json
 import os
 import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,16 +26,6 @@ from tests.unit.native.prepared_files import (
     source_of,
     text_of,
 )
-
-
-@pytest.fixture(autouse=True)
-def _nothing_registered() -> Iterator[None]:
-    """Fail a test that leaves handles in the registry."""
-    before = _lane.registered()
-    yield
-    gc.collect()
-    assert _lane.registered() == before
-
 
 # --- prepared files ---
 

@@ -1,11 +1,8 @@
 """A model of prepared files: any order of operations."""
 
-import gc
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -20,15 +17,6 @@ from tests.unit.native.prepared_files import (
     mapped,
     source_of,
 )
-
-
-@pytest.fixture(autouse=True)
-def _nothing_registered() -> Iterator[None]:
-    """Fail a test that leaves handles in the registry."""
-    before = _lane.registered()
-    yield
-    gc.collect()
-    assert _lane.registered() == before
 
 
 @dataclass

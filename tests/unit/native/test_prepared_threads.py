@@ -1,12 +1,10 @@
 """Prepared files that many threads open while others change what is prepared."""
 
-import gc
 import json
 import os
 import random
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,16 +22,6 @@ from tests.unit.native.prepared_files import (
     source_of,
     text_of,
 )
-
-
-@pytest.fixture(autouse=True)
-def _nothing_registered() -> Iterator[None]:
-    """Fail a test that leaves handles in the registry."""
-    before = _lane.registered()
-    yield
-    gc.collect()
-    assert _lane.registered() == before
-
 
 WORKERS, OPENS, HELD, FEW = 4, 200, 4, 6
 
