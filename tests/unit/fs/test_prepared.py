@@ -3,6 +3,7 @@ handles are like all others.
 """
 
 import functools
+import gc
 import os
 import threading
 from collections.abc import Iterator
@@ -443,6 +444,7 @@ def test_a_close_while_a_handle_gets_its_object(
 ) -> None:
     """The close waits for the object, and nothing of either is left."""
     log = SessionLog(new_log(), lambda new: None)
+    gc.collect()  # what earlier tests have left
     before = registered()
     with mounted(OBJECTS, cache=cache, session=log, **OPTIONS) as world:
         prepare(world)
@@ -545,6 +547,7 @@ def test_another_process_goes_on(cache: str) -> None:
 def test_a_close_that_the_log_has_no_room_for(cache: str) -> None:
     """Then Python closes the file, and nothing of it is left."""
     log = SessionLog(new_log(), lambda new: None)
+    gc.collect()  # what earlier tests have left
     before = registered()
     with mounted(OBJECTS, cache=cache, session=log, **OPTIONS) as world:
         prepare(world)
