@@ -84,8 +84,8 @@ def reconnect(
         credentials = Credentials(
             credentials_config, ca_bundle=client_config.ca_bundle, needed=False
         )
-    proxy.settle(endpoint.scheme, endpoint.host, environ)
-    client = _client(bucket, endpoint, credentials, client_config, meters)
+    by = proxy.settle(endpoint.scheme, endpoint.host, environ)
+    client = _client(bucket, endpoint, credentials, client_config, meters, by)
     for name, has in reached.features.items():
         setattr(client.capabilities, name, has)
     return client
@@ -206,25 +206,31 @@ class _Attempts:
             counters=self._meters.counters,
         )
         prefix = self._bucket.prefix
-        client = _client(self._bucket, endpoint, self._credentials, self._config, self._meters)
+        client = _client(self._bucket, endpoint, self._credentials, self._config, self._meters, by)
         try:
             with _watching(client, endpoint, self._config.ca_bundle, by):
                 page = retry_policy.ask(lambda: client.list(prefix, max_keys=1)).answer()
             if not endpoint.aws and not endpoint.has_sessions:
-                self._probe(endpoint, page, client.capabilities)
+                self._probe(endpoint, by, page, client.capabilities)
         except BaseException:
             client.close()
             raise
         return client
 
-    def _probe(self, endpoint: Endpoint, page: ListPage, capabilities: Capabilities) -> None:
+    def _probe(
+        self,
+        endpoint: Endpoint,
+        by: proxy.Proxy | None,
+        page: ListPage,
+        capabilities: Capabilities,
+    ) -> None:
         """Probe an endpoint's capabilities, without counting these requests for the mount.
 
         Nor are the refusals that the probe provokes counted as failures.
         """
         # HEAD asks for checksums even if GET does not.
         config = replace(self._config, verify_checksums=True)
-        client = _client(self._bucket, endpoint, self._credentials, config, Meters())
+        client = _client(self._bucket, endpoint, self._credentials, config, Meters(), by)
         try:
             feature_probe.probe(client, self._bucket.prefix, page, self._stopping, capabilities)
         finally:
@@ -268,6 +274,7 @@ def _client(
     credentials: Credentials | None,
     config: ClientConfig,
     meters: Meters,
+    by: proxy.Proxy | None,
 ) -> CrtClient:
     return CrtClient(
         endpoint,
@@ -278,6 +285,7 @@ def _client(
         bucket=bucket.name,
         requester_pays=bucket.requester_pays,
         expected_owner=bucket.expected_owner,
+        proxied=by is not None,
     )
 
 

@@ -50,6 +50,7 @@ PLACES = {
     "opentelemetry": {"mountpoint.metrics.export.otlp"},
     "prometheus_client": {"mountpoint.metrics.export.prometheus"},
     "awscrt": {
+        "mountpoint.s3.crt.native.connections",
         "mountpoint.s3.crt.native.plane",
         "mountpoint.s3.crt.client",
         "mountpoint.s3.crt.signing",

@@ -31,7 +31,6 @@ from awscrt.io import (
     ClientTlsContext,
     DefaultHostResolver,
     EventLoopGroup,
-    TlsConnectionOptions,
     TlsContextOptions,
 )
 from awscrt.s3 import (
@@ -88,6 +87,7 @@ from mountpoint.s3.crt.exchange import (
     Inquiry,
     PythonExchange,
 )
+from mountpoint.s3.crt.native.connections import Connect, connector
 from mountpoint.s3.crt.native.plane import EncodedHeaders, NativeDownload, NativePlane
 from mountpoint.s3.crt.native.symbols import Unavailable
 from mountpoint.s3.crt.signing import Signer
@@ -140,7 +140,8 @@ class CrtClient:
     """An `ObjectClient` for the bucket at `endpoint`.
 
     `credentials` None means unsigned requests. `bucket` is the name or ARN for copies; the default
-    comes from the endpoint's path. Raises MountError if the CA bundle holds no certificates.
+    comes from the endpoint's path. `proxied`: requests go through a proxy. Raises MountError if the
+    CA bundle holds no certificates.
     """
 
     def __init__(
@@ -154,6 +155,7 @@ class CrtClient:
         bucket: str = "",
         requester_pays: bool = False,
         expected_owner: str | None = None,
+        proxied: bool = False,
     ) -> None:
         # dependencies
         self.counters = counters
@@ -162,14 +164,15 @@ class CrtClient:
         self._credentials = credentials
         self._signer = Signer(endpoint, credentials)
         # Before the CRT's own objects: an exception raised while they exist is lost.
-        tls_options = _tls_options(config.ca_bundle)
+        tls = _tls_context(config.ca_bundle)
         loops = EventLoopGroup(config.event_loops)
+        bootstrap = ClientBootstrap(loops, DefaultHostResolver(loops))
         part_bytes = min(config.part_size_bytes, MAX_CRT_PART_BYTES)
         self._client = S3Client(
-            bootstrap=ClientBootstrap(loops, DefaultHostResolver(loops)),
+            bootstrap=bootstrap,
             region=endpoint.region,
             tls_mode=_tls_mode(endpoint),
-            tls_connection_options=tls_options,
+            tls_connection_options=None if tls is None else tls.new_connection_options(),
             signing_config=self._signer.session_config(),
             part_size=part_bytes,
             throughput_target_gbps=config.link_gbps,
@@ -179,7 +182,11 @@ class CrtClient:
             network_interface_names=config.interfaces or None,
         )
         # Which data plane GETs use: "native", or "python (REASON)".
-        self._native, self.data_plane = self._native_plane(wanted=config.native)
+        connect = None
+        if not (proxied or endpoint.has_sessions or config.interfaces):
+            timeout_ms = config.connect_timeout_ms
+            connect = connector(endpoint, bootstrap, tls, timeout_ms=timeout_ms)
+        self._native, self.data_plane = self._native_plane(connect, wanted=config.native)
         # constants
         self._part_bytes = part_bytes
         self._verify_checksums = config.verify_checksums
@@ -308,12 +315,14 @@ class CrtClient:
         """Return all headers of a request as bytes."""
         return self._encoded_headers + [(name.encode(), value.encode()) for name, value in extra]
 
-    def _native_plane(self, *, wanted: bool) -> tuple[NativePlane | None, str]:
+    def _native_plane(
+        self, connect: Connect | None, *, wanted: bool
+    ) -> tuple[NativePlane | None, str]:
         """Return the client's native plane, or None; and which plane is used, in words."""
         if not wanted:
             return None, "python (--no-native)"
         try:
-            return NativePlane(self._client, self.counters, self._meters), "native"
+            return NativePlane(self._client, self.counters, self._meters, connect), "native"
         except Unavailable as error:
             return None, f"python ({error})"
 
@@ -628,7 +637,7 @@ def _tls_mode(endpoint: Endpoint) -> S3RequestTlsMode:
     return S3RequestTlsMode.DISABLED if endpoint.scheme == "http" else S3RequestTlsMode.ENABLED
 
 
-def _tls_options(ca_bundle: str | None) -> TlsConnectionOptions | None:
+def _tls_context(ca_bundle: str | None) -> ClientTlsContext | None:
     if ca_bundle is None:
         return None
     try:
@@ -636,7 +645,7 @@ def _tls_options(ca_bundle: str | None) -> TlsConnectionOptions | None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca_bundle)
         options = TlsContextOptions()
         options.override_default_trust_store_from_path(None, ca_bundle)
-        return ClientTlsContext(options).new_connection_options()
+        return ClientTlsContext(options)
     except (AwsCrtError, OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise MountError(
             f"the CA bundle '{ca_bundle}' cannot be used: {error}",

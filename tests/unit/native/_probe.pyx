@@ -262,11 +262,11 @@ cdef class Source(LaneSource):
         self.source = &fake.source
 
 
-def fetch(LaneSource it not None, long long start, long long stop):
+def fetch(LaneSource it not None, long long start, long long stop, double timeout_s=60):
     """Return what a source has of a range; None: nothing."""
     cdef Block* block
     with nogil:
-        block = it.source.fetch(it.source, start, stop, 0, 60)
+        block = it.source.fetch(it.source, start, stop, 0, timeout_s)
     if block == NULL:
         return None
     data = PyBytes_FromStringAndSize(block.bytes, stop - start)

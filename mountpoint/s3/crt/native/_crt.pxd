@@ -1,10 +1,10 @@
-# Layouts and types of the CRT's C functions that `_gets` and `_requests` call, for the versions in `symbols`.
+# Layouts and types of the CRT's C functions that this package calls, for the versions in `symbols`.
 #
-# Source: the headers in awscrt's source archive (aws-c-common, aws-c-http, aws-c-s3). A test compares
+# Source: the headers in awscrt's source archive (aws-c-auth, aws-c-common, aws-c-http, aws-c-s3). A test compares
 # every layout with the debug information of the installed wheel. C's enums are ints here, and its
 # bools are unsigned chars.
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef struct aws_byte_cursor:
     size_t len
@@ -77,6 +77,65 @@ cdef struct aws_s3_meta_request_options:
     uint32_t max_active_connections_override
     void* on_error_resume_token
 
+ctypedef int (*http_headers_fn)(
+    void*, int, const aws_http_header*, size_t, void*
+) noexcept nogil
+ctypedef int (*http_headers_done_fn)(void*, int, void*) noexcept nogil
+ctypedef int (*http_body_fn)(void*, const aws_byte_cursor*, void*) noexcept nogil
+ctypedef void (*http_complete_fn)(void*, int, void*) noexcept nogil
+
+cdef struct aws_http_make_request_options:
+    size_t self_size
+    void* request
+    void* user_data
+    http_headers_fn on_response_headers
+    http_headers_done_fn on_response_header_block_done
+    http_body_fn on_response_body
+    void* on_metrics
+    void* on_h2_remote_end_stream
+    http_complete_fn on_complete
+    void* on_destroy
+    unsigned char use_manual_data_writes
+    unsigned char http2_use_manual_data_writes
+    uint64_t response_first_byte_timeout_ms
+
+cdef struct tm:
+    int tm_sec
+    int tm_min
+    int tm_hour
+    int tm_mday
+    int tm_mon
+    int tm_year
+    int tm_wday
+    int tm_yday
+    int tm_isdst
+    int64_t tm_gmtoff
+    void* tm_zone
+
+cdef struct aws_date_time:
+    int64_t timestamp
+    uint16_t milliseconds
+    char tz[6]
+    tm gmt_time
+    tm local_time
+    unsigned char utc_assumed
+
+cdef struct aws_signing_config_aws:
+    int config_type
+    int algorithm
+    int signature_type
+    aws_byte_cursor region
+    aws_byte_cursor service
+    aws_date_time date
+    void* should_sign_header
+    void* should_sign_header_ud
+    uint32_t flags
+    aws_byte_cursor signed_body_value
+    int signed_body_header
+    void* credentials
+    void* credentials_provider
+    uint64_t expiration_in_seconds
+
 # The functions, in the order of `symbols.FUNCTIONS`.
 cdef struct Functions:
     void* (*default_allocator)() noexcept nogil
@@ -96,3 +155,14 @@ cdef struct Functions:
     uint32_t (*crc32)(const uint8_t*, size_t, uint32_t) noexcept nogil
     uint32_t (*crc32c)(const uint8_t*, size_t, uint32_t) noexcept nogil
     uint64_t (*crc64nvme)(const uint8_t*, size_t, uint64_t) noexcept nogil
+    void* (*new_signable)(void*, void*) noexcept nogil
+    void (*signable_destroy)(void*) noexcept nogil
+    int (*sign_request)(void*, const void*, const void*, void*, void*) noexcept nogil
+    int (*apply_signing_result)(void*, void*, const void*) noexcept nogil
+    void (*date_time_init)(aws_date_time*, double) noexcept nogil
+    void* (*http_make_request)(void*, const aws_http_make_request_options*) noexcept nogil
+    int (*stream_activate)(void*) noexcept nogil
+    void (*stream_release)(void*) noexcept nogil
+    int (*response_status)(const void*, int*) noexcept nogil
+    void (*connection_close)(void*) noexcept nogil
+    unsigned char (*new_requests_allowed)(const void*) noexcept nogil

@@ -1,7 +1,7 @@
 # One GET without the interpreter, and the queue of those that have ended.
 #
-# Ownership: a `Get` is shared by the Python object (`NativeGet`) and by the CRT, until the finish
-# callback. Each owns one reference; the last release frees it. It owns a reference to its arrival,
+# Ownership: a `Get` is shared by the Python object (`NativeGet`) and by the CRT, until the callback
+# for its end. Each owns one reference; the last release frees it. It owns a reference to its arrival,
 # and until then one to its block: the CRT writes into it, also after a cancel.
 
 from libc.stdint cimport uint64_t
@@ -25,6 +25,17 @@ cdef struct Queue:
     void* gone                  # templates of sources that nobody uses (`_requests`)
     bint closed                 # nobody will take them
 
+# Headers of an answer.
+cdef struct answer_t:
+    int etags, sizes            # headers of these names
+    bint etag                   # as it must be
+    bint sized                  # for the range, or the whole object
+    int algorithm               # of a checksum
+    int checksums               # headers of them
+    int kind                    # of the checksum's body
+    uint64_t checksum
+    int known                   # what the headers describe
+
 cdef struct Get:
     int refs                    # atomic
     Queue* queue
@@ -44,6 +55,7 @@ cdef struct Get:
     bint verify                 # compare with the checksum of the answer
     bint single                 # the ETag is not of a multipart upload
     # Written by callbacks, one after another; read by Python once `ended`.
+    answer_t answer             # what its headers have said so far
     int status
     int error                   # of the CRT; 0: success
     bint refused                # the failure is an answer of the store, with headers
@@ -58,8 +70,10 @@ cdef struct Get:
     size_t headers_size
     char* error_body
     size_t error_body_size
-    pthread_mutex_t mutex       # guards the three below
-    void* request               # the CRT's, with a reference, until it has ended
+    void* lent                  # the Connection of `_connections`, unless the S3 client sends it
+    pthread_mutex_t mutex       # guards the four below
+    void* request               # the S3 client's, with a reference, until it has ended
+    void* connection            # the CRT's of `lent`, until then
     bint ended
     bint cancelled
     Get* next                   # in the queue
@@ -70,6 +84,10 @@ cdef Functions crt
 cdef Get* new_get(Queue* queue, arrival_t* arrival, uint64_t size, size_t etag_size) noexcept nogil
 cdef void release_get(Get* get) noexcept nogil
 cdef void release_queue(Queue* queue) noexcept nogil
+cdef void note_header(Get* get, const aws_http_header* header) noexcept nogil
+cdef void judge_headers(Get* get, int status) noexcept nogil
+cdef void keep_body(Get* get, const aws_byte_cursor* body, uint64_t offset) noexcept nogil
+cdef void finish(Get* get) noexcept nogil
 cdef bint send(void* client, Get* get, void* message, const void* signing) noexcept nogil
 cdef void cancel(Get* get) noexcept nogil
 cdef void* new_message(

@@ -79,68 +79,23 @@ cdef int on_headers(void* request, const void* headers, int status, void* user) 
     cdef aws_http_header header
     cdef size_t index
     cdef size_t count = crt.count_headers(headers)
-    cdef int etags = 0, sizes = 0  # headers of these names
-    cdef bint etag = False, sized = False
-    cdef int algorithm = NO_CHECKSUM, checksums = 0
-    cdef int kind = NO_TYPE
-    cdef int about, known = 0  # what the headers describe
-    cdef uint64_t checksum = 0
     if get.described_at_s != 0:  # they may be in use; the CRT says them once
         return 0
-    get.described_at_s = now_s()
-    get.status = status
     for index in range(count):
         memset(&header, 0, sizeof(header))
-        if crt.get_index(headers, index, &header) != 0 or not keep_header(get, &header):
-            get.unclear = True
-            return 0
-        if is_named(&header, b"etag"):
-            etags += 1
-            etag = is_value(&header, get.etag, get.etag_size)
-        elif is_named(&header, b"content-length" if get.whole else b"content-range"):
-            sizes += 1
-            sized = is_number(&header, get.size) if get.whole else is_range(
-                &header, get.start, get.size, get.object_size
-            )
-        elif is_named(&header, b"x-amz-checksum-type"):
-            kind = type_of(&header)
-        elif is_checksum(&header):
-            checksums += 1
-            algorithm = read_checksum(&header, &checksum)
+        if crt.get_index(headers, index, &header) == 0:
+            note_header(get, &header)
         else:
-            about = described_by(<const char*>header.name.ptr, header.name.len)
-            if about & known & ~METADATA:
-                get.unclear = True
-            known |= about
-    if status != 200 and status != 206:
-        return 0
-    if not etag or not sized or etags > 1 or sizes > 1 or (status == 200) != get.whole:
-        get.unclear = True
-    if get.verify and checksums > 0:
-        # `wire.checksum` says which checksum covers which body.
-        if kind == NO_TYPE and get.single:
-            kind = FULL_OBJECT
-        if checksums > 1 or algorithm == NO_CHECKSUM or kind == OTHER_TYPE:
             get.unclear = True
-        elif kind == (FULL_OBJECT if get.size == get.object_size else COMPOSITE):
-            get.algorithm = algorithm
-            get.checksum = checksum
-    describe(get.arrival)
+    judge_headers(get, status)
     return 0
 
 
 cdef int on_body(
     void* request, const aws_byte_cursor* body, uint64_t offset, void* user
 ) noexcept nogil:
-    """Copy a body that the CRT keeps in its own memory: that of a request for a whole object."""
-    cdef Get* get = <Get*>user
-    if get.received == 0:
-        get.position = offset
-    if offset != get.received or get.received + body.len > get.size:
-        get.unclear = True
-    else:
-        memcpy(get.block.bytes + get.received, body.ptr, body.len)
-    get.received += body.len
+    """Keep a body that the CRT has in its own memory: that of a request for a whole object."""
+    keep_body(<Get*>user, body, offset)
     return 0
 
 
@@ -157,7 +112,6 @@ cdef void on_finish(
     """End the arrival, and queue the get for Python."""
     cdef Get* get = <Get*>user
     cdef void* theirs
-    get.ended_at_s = now_s()
     get.error = result.error_code
     if result.response_status != 0:
         get.status = result.response_status
@@ -171,6 +125,74 @@ cdef void on_finish(
     pthread_mutex_unlock(&get.mutex)
     if theirs != NULL:
         crt.release_request(theirs)
+    finish(get)
+
+
+# --- the answer ---
+
+cdef void note_header(Get* get, const aws_http_header* header) noexcept nogil:
+    """Keep a header of the answer, and note what it says."""
+    cdef answer_t* answer = &get.answer
+    cdef int about
+    if not keep_header(get, header):
+        get.unclear = True
+    elif is_named(header, b"etag"):
+        answer.etags += 1
+        answer.etag = is_value(header, get.etag, get.etag_size)
+    elif is_named(header, b"content-length" if get.whole else b"content-range"):
+        answer.sizes += 1
+        answer.sized = is_number(header, get.size) if get.whole else is_range(
+            header, get.start, get.size, get.object_size
+        )
+    elif is_named(header, b"x-amz-checksum-type"):
+        answer.kind = type_of(header)
+    elif is_checksum(header):
+        answer.checksums += 1
+        answer.algorithm = read_checksum(header, &answer.checksum)
+    else:
+        about = described_by(<const char*>header.name.ptr, header.name.len)
+        if about & answer.known & ~METADATA:
+            get.unclear = True
+        answer.known |= about
+
+
+cdef void judge_headers(Get* get, int status) noexcept nogil:
+    """Decide, once all headers were noted, whether they are those of the usual answer."""
+    cdef answer_t* answer = &get.answer
+    get.described_at_s = now_s()
+    get.status = status
+    if status != 200 and status != 206:
+        return
+    if answer.etags != 1 or not answer.etag or answer.sizes != 1 or not answer.sized:
+        get.unclear = True
+    if (status == 200) != get.whole:
+        get.unclear = True
+    if get.verify and answer.checksums > 0:
+        # `wire.checksum` says which checksum covers which body.
+        if answer.kind == NO_TYPE and get.single:
+            answer.kind = FULL_OBJECT
+        if answer.checksums > 1 or answer.algorithm == NO_CHECKSUM or answer.kind == OTHER_TYPE:
+            get.unclear = True
+        elif answer.kind == (FULL_OBJECT if get.size == get.object_size else COMPOSITE):
+            get.algorithm = answer.algorithm
+            get.checksum = answer.checksum
+    describe(get.arrival)
+
+
+cdef void keep_body(Get* get, const aws_byte_cursor* body, uint64_t offset) noexcept nogil:
+    """Copy bytes that have arrived into the block; `offset` is their place in the body."""
+    if get.received == 0:
+        get.position = offset
+    if offset != get.received or get.received + body.len > get.size:
+        get.unclear = True
+    else:
+        memcpy(get.block.bytes + get.received, body.ptr, body.len)
+    get.received += body.len
+
+
+cdef void finish(Get* get) noexcept nogil:
+    """End the arrival of a GET that has ended, and queue the GET for Python."""
+    get.ended_at_s = now_s()
     if get.error != 0:
         end(get.arrival, FAILED, NULL)
     elif get.unclear or get.received != get.size or not matches(get):
@@ -342,6 +364,8 @@ cdef void cancel(Get* get) noexcept nogil:
     get.cancelled = True
     if get.request != NULL:
         crt.cancel(get.request)
+    if get.connection != NULL:
+        crt.connection_close(get.connection)
     pthread_mutex_unlock(&get.mutex)
 
 

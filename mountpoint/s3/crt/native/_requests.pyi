@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from mountpoint.native._arrivals import Arrival
 from mountpoint.native._lane import LaneSource
+from mountpoint.s3.crt.native._connections import Connections
 
 class NativeGet:
     status: int
@@ -31,7 +32,9 @@ class NativeGet:
     def release(self) -> None: ...
 
 class NativeGets:
-    def __init__(self, functions: Sequence[int], client: object) -> None: ...
+    def __init__(
+        self, functions: Sequence[int], client: object, connections: Connections
+    ) -> None: ...
     def get(
         self,
         sink: Arrival,

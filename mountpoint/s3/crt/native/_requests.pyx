@@ -36,6 +36,14 @@ from mountpoint.native._sync cimport (
     time_of,
     timespec,
 )
+from mountpoint.s3.crt.native._connections cimport (
+    Connection,
+    Connections,
+    Pool,
+    enter,
+    leave,
+    send_on,
+)
 from mountpoint.s3.crt.native._answers cimport NO_CHECKSUM, NOTHING, described_by
 from mountpoint.s3.crt.native._crt cimport Functions, aws_byte_cursor, aws_http_header
 from mountpoint.s3.crt.native._gets cimport (
@@ -60,6 +68,7 @@ cdef struct Template:
     void* kept                  # a tuple of them
     void* client
     Queue* queue
+    Pool* pool                  # of `kept`
     const void* signing         # NULL: unsigned
     aws_byte_cursor path
     aws_http_header* headers    # all but Range
@@ -92,6 +101,7 @@ cdef Block* fetch(
             block = ready_block(arrival)
             if block == NULL:
                 cancel(get)
+            leave(template.pool)
         release_get(get)
     release_arrival(arrival)
     return block
@@ -100,21 +110,11 @@ cdef Block* fetch(
 cdef bint send_range(
     Template* template, Get* get, long long start, unsigned long long thread
 ) noexcept nogil:
-    cdef aws_http_header range
-    cdef char text[64]
-    cdef void* message = new_message(template.path, template.headers, template.headers_count)
+    """Send a GET, and `enter` the pool; False if that fails."""
+    cdef Connection* connection
     cdef bint sent
-    if message == NULL:
-        return False
     # As `CrtClient.get` does: other stores than S3 send no checksum with a range.
     get.whole = template.verify and template.matches and get.size == template.object_size
-    if not get.whole:
-        memset(&range, 0, sizeof(range))
-        range.name = cursor(b"Range", 5)
-        range.value = cursor(text, snprintf(
-            text, sizeof(text), b"bytes=%lld-%lld", start, <long long>(start + get.size - 1)
-        ))
-        crt.add_header(message, range)
     get.start = start
     get.object_size = template.object_size
     memcpy(get.etag, template.etag, template.etag_size)
@@ -124,10 +124,35 @@ cdef bint send_range(
     get.thread = thread
     get.begun_at_s = now_s()
     atomic_add(&get.refs, 1)  # for the CRT, until Python takes the get from the queue
-    sent = send(template.client, get, message, template.signing)
-    crt.release_message(message)
+    connection = enter(template.pool)
+    sent = connection != NULL and send_message(template, get, connection)
     if not sent:
+        sent = send_message(template, get, NULL)
+    if not sent:
+        leave(template.pool)
         release_get(get)
+    return sent
+
+
+cdef bint send_message(Template* template, Get* get, Connection* connection) noexcept nogil:
+    """Send a GET on a connection, or with NULL by the S3 client; False if that fails."""
+    cdef aws_http_header range
+    cdef char text[64]
+    cdef bint sent
+    cdef void* message = new_message(template.path, template.headers, template.headers_count)
+    if message != NULL and not get.whole:
+        memset(&range, 0, sizeof(range))
+        range.name = cursor(b"Range", 5)
+        range.value = cursor(text, snprintf(
+            text, sizeof(text), b"bytes=%lld-%lld",
+            <long long>get.start, <long long>(get.start + get.size - 1),
+        ))
+        crt.add_header(message, range)
+    if connection != NULL:
+        sent = send_on(connection, get, message, template.signing)
+    else:
+        sent = message != NULL and send(template.client, get, message, template.signing)
+    crt.release_message(message)
     return sent
 
 
@@ -322,13 +347,17 @@ cdef class NativeGet:
 
 
 cdef class NativeGets:
-    """The GETs of one client. `functions` are the addresses from `symbols`."""
+    """The GETs of one client. `functions` are the addresses from `symbols`.
+
+    Reads in the lane use `connections`, if one is idle.
+    """
 
     cdef object client
+    cdef Connections connections
     cdef void* native
     cdef Queue* queue
 
-    def __cinit__(self, functions, client):
+    def __cinit__(self, functions, client, Connections connections not None):
         cdef void** fields = <void**>&crt
         cdef size_t address
         cdef int index
@@ -337,6 +366,7 @@ cdef class NativeGets:
         for index, address in enumerate(functions):
             fields[index] = <void*>address
         self.client = client
+        self.connections = connections
         self.native = first_field(client._binding, b"aws_s3_client")
         self.queue = <Queue*>malloc(sizeof(Queue))
         if self.queue == NULL:
@@ -416,13 +446,14 @@ cdef class NativeGets:
         if template == NULL:
             raise MemoryError()
         cdef LaneSource it = LaneSource.__new__(LaneSource)
-        cdef tuple kept = (self.client, path, headers, signing, etag)
+        cdef tuple kept = (self.client, self.connections, path, headers, signing, etag)
         memset(template, 0, sizeof(Template))
         template.source.refs = 1
         template.source.fetch = &fetch
         template.source.destroy = &destroy
         template.client = self.native
         template.queue = self.queue
+        template.pool = self.connections.pool
         template.signing = config_of(signing)
         template.path = cursor_of(path)
         template.headers = headers_of(headers)

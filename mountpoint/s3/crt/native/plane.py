@@ -29,7 +29,9 @@ from mountpoint.native._lane import LaneSource
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.crt.exchange import Exchange, Owner, description_of_range, mismatch
 from mountpoint.s3.crt.native import symbols
+from mountpoint.s3.crt.native._connections import Connections
 from mountpoint.s3.crt.native._requests import NativeGet, NativeGets
+from mountpoint.s3.crt.native.connections import Connect, ConnectionOpener
 from mountpoint.s3.wire import checksum
 from mountpoint.s3.wire.checksum import Verification
 from mountpoint.s3.wire.reading import described
@@ -178,14 +180,19 @@ class NativeDownload(Exchange):
 class NativePlane:
     """The native plane of one client, and the thread that settles its GETs.
 
-    Raises symbols.Unavailable if this machine's awscrt cannot be used so.
+    `connect` opens connections for reads in the lane (`connections`). Raises symbols.Unavailable if
+    this machine's awscrt cannot be used so.
     """
 
-    def __init__(self, client: S3Client, counters: Counters, meters: Meters) -> None:
+    def __init__(
+        self, client: S3Client, counters: Counters, meters: Meters, connect: Connect | None
+    ) -> None:
         # dependencies
         self._counters = counters
         self._meters = meters
-        self._gets = NativeGets(_addresses(), client)
+        self._connections = Connections()
+        self._opener = ConnectionOpener(self._connections, connect)
+        self._gets = NativeGets(_addresses(), client, self._connections)
         self._settling = threading.Lock()
         # mutable, guarded by _lock
         self._lock = threading.Lock()
@@ -263,6 +270,7 @@ class NativePlane:
         """End the thread once all GETs have ended; the caller has cancelled them."""
         with self._lock:
             self._closed = True
+        self._connections.end()
 
     def _start(self) -> None:
         """Start the thread (lock held)."""
@@ -303,6 +311,7 @@ class NativePlane:
             if self._gets.wait(LOOK_S):
                 time.sleep(GATHER_S)
             self._settle_ended()
+            self._opener.open_missing()
             with self._lock:
                 if self._closed and not self._under_way:
                     break

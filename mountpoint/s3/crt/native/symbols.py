@@ -23,7 +23,7 @@ from typing import BinaryIO
 import _awscrt
 import awscrt
 
-#: The functions that `_gets` and `_requests` call, in the order of `Functions` in `_crt.pxd`.
+#: The functions that this package calls, in the order of `Functions` in `_crt.pxd`.
 FUNCTIONS = (
     "aws_default_allocator",
     "aws_error_name",
@@ -42,6 +42,17 @@ FUNCTIONS = (
     "aws_checksums_crc32_ex",
     "aws_checksums_crc32c_ex",
     "aws_checksums_crc64nvme_ex",
+    "aws_signable_new_http_request",
+    "aws_signable_destroy",
+    "aws_sign_request_aws",
+    "aws_apply_signing_result_to_http_request",
+    "aws_date_time_init_epoch_secs",
+    "aws_http_connection_make_request",
+    "aws_http_stream_activate",
+    "aws_http_stream_release",
+    "aws_http_stream_get_incoming_response_status",
+    "aws_http_connection_close",
+    "aws_http_connection_new_requests_allowed",
 )
 #: The versions of awscrt with the layouts of `_crt.pxd`, and those of their aws-c-s3. To add one,
 #: run tests/unit/s3/crt/test_layouts.py with its wheels. awscrt 0.38.0 has no `recv_buffer`.

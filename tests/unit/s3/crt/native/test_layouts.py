@@ -18,21 +18,34 @@ from elftools.elf.elffile import ELFFile
 
 from mountpoint.s3.crt.native.symbols import FUNCTIONS, VERSIONS
 
-#: Kinds of types: these, "pointer", a struct's name, or "int32(pointer, uint64)": a pointer to a
-#: function. C's enums are int32, and its bools uint8.
+#: Kinds of types: these, "pointer", a struct's name, "int8[6]": an array, or "int32(pointer,
+#: uint64)": a pointer to a function. C's enums are int32, its bools uint8, and bit fields in a
+#: struct without a name are a number.
 SCALARS = {
     "void": "void",
+    "char": "int8",
     "unsigned char": "uint8",
     "uint8_t": "uint8",
+    "uint16_t": "uint16",
+    "int64_t": "int64",
+    "double": "float64",
     "int": "int32",
     "uint32_t": "uint32",
     "uint64_t": "uint64",
     "size_t": "uint64",
 }
 #: awscrt does not call these, so it has no prototypes of them; test_symbols.py calls them.
-NOT_CALLED = {"aws_http_message_new_request", "aws_http_message_add_header"}
+NOT_CALLED = {
+    "aws_http_message_new_request",
+    "aws_http_message_add_header",
+    "aws_http_connection_new_requests_allowed",
+}
 #: awscrt's objects in capsules of which `_requests` uses the first field, and that field's kind.
-BINDINGS = {"s3_client_binding": "pointer", "config_binding": "aws_signing_config_aws"}
+BINDINGS = {
+    "s3_client_binding": "pointer",
+    "http_connection_binding": "pointer",
+    "config_binding": "aws_signing_config_aws",
+}
 REQUEST_TYPES = "aws_s3_meta_request_type"
 
 #: The names and kinds of the fields of structs.
@@ -89,6 +102,8 @@ def declared(text: str, kinds: Mapping[str, str]) -> tuple[str, str]:
         parts = [kind(part) for part in parameters.split(",") if part]
         return name, f"{kind(result)}({', '.join(parts)})"
     type_, _, name = text.rpartition(" ")
+    if found := re.fullmatch(r"(\w+)(\[\d+\])", name):
+        return found[1], kind(type_) + found[2]
     return name, kind(type_)
 
 
@@ -99,7 +114,9 @@ def laid_out(structs: Structs, name: str) -> Layout:
         alignment = alignment_of(structs, kind)
         at += -at % alignment
         fields.append(Field(field, kind, at))
-        at += laid_out(structs, kind).size if kind in structs else alignment
+        count = re.search(r"\[(\d+)\]", kind)
+        size = laid_out(structs, kind).size if kind in structs else alignment
+        at += size * (int(count[1]) if count else 1)
     return Layout(at + -at % alignment_of(structs, name), tuple(fields))
 
 
@@ -107,7 +124,7 @@ def alignment_of(structs: Structs, kind: str) -> int:
     """Return the alignment of a kind; the size of a scalar is the same."""
     if kind in structs:
         return max(alignment_of(structs, part) for _, part in structs[kind])
-    bits = re.fullmatch(r"u?int(\d+)", kind)
+    bits = re.fullmatch(r"(?:u?int|float)(\d+)(?:\[\d+\])?", kind)
     return int(bits[1]) // 8 if bits else 8
 
 
@@ -146,9 +163,11 @@ def named(die: DIE) -> str:
 
 
 def signature(die: DIE) -> str:
-    """Return the kind of a function."""
+    """Return the kind of a function, with pointers to functions among its parameters."""
     parameters = (each for each in die.iter_children() if each.tag == "DW_TAG_formal_parameter")
-    return f"{kind_of(die)}({', '.join(map(kind_of, parameters))})"
+    kinds = (kind_of(each) for each in parameters)
+    texts = ("pointer" if "(" in kind else kind for kind in kinds)
+    return f"{kind_of(die)}({', '.join(texts)})"
 
 
 def kind_of(die: DIE) -> str:
@@ -156,7 +175,10 @@ def kind_of(die: DIE) -> str:
     type_ = type_of(die)
     if type_ is None:
         return "void"
-    if type_.tag == "DW_TAG_structure_type":
+    if type_.tag == "DW_TAG_array_type":
+        (range_,) = type_.iter_children()
+        return f"{kind_of(type_)}[{number(range_, 'DW_AT_upper_bound') + 1}]"
+    if type_.tag == "DW_TAG_structure_type" and named(type_):
         return named(type_)
     bits = 8 * number(type_, "DW_AT_byte_size")
     if type_.tag == "DW_TAG_pointer_type":
@@ -167,7 +189,11 @@ def kind_of(die: DIE) -> str:
         return "pointer"
     if type_.tag == "DW_TAG_enumeration_type":
         return f"int{bits}"
+    if type_.tag == "DW_TAG_structure_type":
+        return f"uint{bits}"
     assert type_.tag == "DW_TAG_base_type", type_.tag
+    if number(type_, "DW_AT_encoding") == 4:  # DW_ATE_float
+        return f"float{bits}"
     signed = number(type_, "DW_AT_encoding") in (5, 6)  # DW_ATE_signed, DW_ATE_signed_char
     return f"{'int' if signed else 'uint'}{bits}"
 
@@ -269,7 +295,7 @@ def test_request_types() -> None:
 
 
 def test_prototypes() -> None:
-    """The parameters of all functions were compared, except for two."""
+    """The parameters of all functions were compared, except for three."""
     compared = debug(AWSCRT).functions.keys()
     if not compared:
         pytest.skip("awscrt was built with a compiler before GCC 10, without prototypes")

@@ -4,158 +4,36 @@ A part is ready with exactly its bytes, or has failed. No answer writes outside 
 keeps one: `make asan` runs these tests with a sanitizer.
 """
 
-import gc
-import os
 import random
-import re
-import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 
 import pytest
 
 from mountpoint._fastpath import Part, PartMap
-from mountpoint.config import ClientConfig
 from mountpoint.errors import Interrupted, OperationError, TransportFault
-from mountpoint.metrics.counters import Counters
-from mountpoint.native import _blocks
-from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.s3.crt.client import CrtClient
-from mountpoint.s3.crt.native import symbols
 from tests.soak import seeds
 from tests.unit.native.building import probe
-
-#: Protection against a hang, not a measure of speed.
-SAFE_S = 30.0
-KIB = 1024
-ETAG = '"0123456789abcdef0123456789abcdef"'
-#: Blocks of parts this large count as held; those of 10 KiB come from malloc.
-SIZES = (10 * KIB, 300 * KIB)
-DATA = os.urandom(1 << 20)
-VERSION = ObjectInfo(b"key", len(DATA), 0, ETAG)
-
-
-def _why_not() -> str:
-    try:
-        symbols.addresses()
-    except symbols.Unavailable as error:
-        return str(error)
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(_why_not()), reason=_why_not() or "available")
-
-#: What a server may do. All but the first two are wrong.
-RIGHT = ("right", "trickle")
-WRONG = (
-    "cut",  # the connection ends early
-    "short",  # fewer bytes, as Content-Length says
-    "long",  # more bytes, as Content-Length says
-    "long chunked",
-    "short chunked",
-    "no length",  # more bytes, and the connection ends
-    "version",
-    "moved",  # another range
-    "size",  # of an object of another size
-    "many headers",
-    "large refusal",
-    "crc",
-    "no headers",
+from tests.unit.s3.crt.native.faulty_server import (
+    DATA,
+    ETAG,
+    RIGHT,
+    SAFE_S,
+    VERSION,
+    WRONG,
+    Server,
+    connected,
+    unavailable,
 )
 
+KIB = 1024
+#: Blocks of parts this large count as held; those of 10 KiB come from malloc.
+SIZES = (10 * KIB, 300 * KIB)
 
-class Server:
-    """Answers each request on a connection by the next of `faults`, and waits while `held`."""
-
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.host = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self.fault = "right"
-        self.random: random.Random | None = None  # else a fault by chance
-        self.go = threading.Event()
-        self.go.set()
-        self.asked = 0
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        self.go.set()
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection, suppress(OSError):
-            received = b""
-            while True:
-                while b"\r\n\r\n" not in received:
-                    more = connection.recv(4096)
-                    if not more:
-                        return
-                    received += more
-                request, _, received = received.partition(b"\r\n\r\n")
-                self.asked += 1
-                fault = self.random.choice((*RIGHT * 4, *WRONG)) if self.random else self.fault
-                if not self._answer(connection, request, fault):
-                    return
-
-    def _answer(self, connection: socket.socket, request: bytes, fault: str) -> bool:
-        """Answer; return whether the connection goes on."""
-        found = re.search(rb"(?i)range: bytes=(\d+)-(\d+)", request)
-        start, stop = (int(found[1]), int(found[2]) + 1) if found else (0, len(DATA))
-        body = DATA[start:stop]
-        etag, size = ETAG, len(DATA)
-        extra = ""
-        if fault == "version":
-            body, etag = body[::-1], '"other"'
-        elif fault == "moved":
-            body, start, stop = DATA[: len(body)], start + 1, stop + 1
-        elif fault == "size":
-            size += 1
-        elif fault == "short" or fault == "short chunked":
-            body = body[:-1]
-        elif fault in ("long", "long chunked", "no length"):
-            body += os.urandom(100_000)
-        elif fault == "many headers":
-            extra = "".join(f"x-amz-meta-{n}: {'v' * 1000}\r\n" for n in range(100))
-            body = body[::-1]
-            etag = '"other"'
-        elif fault == "crc":
-            extra = "x-amz-checksum-crc32: AAAAAA==\r\n"
-            extra += "x-amz-checksum-type: COMPOSITE\r\n" if found else ""
-            body = body[::-1]
-        status = "206 Partial Content" if found else "200 OK"
-        head = f"ETag: {etag}\r\n{extra}"
-        head += f"Content-Range: bytes {start}-{stop - 1}/{size}\r\n" if found else ""
-        if fault == "large refusal":
-            status, body, head = "503 Slow Down", b"<Error>" + bytes(200_000), ""
-        elif fault == "no headers":
-            head, body = "", body[::-1]
-        if "chunked" in fault:
-            head += "Transfer-Encoding: chunked\r\n"
-            body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
-        elif fault == "no length":
-            head += "Connection: close\r\n"
-        else:
-            head += f"Content-Length: {len(body)}\r\n"
-        connection.sendall(f"HTTP/1.1 {status}\r\n{head}\r\n".encode())
-        half = len(body) // 2
-        if fault == "cut":
-            connection.sendall(body[:half])
-            return False
-        if fault == "trickle" or not self.go.is_set():
-            connection.sendall(body[:half])
-            self.go.wait(SAFE_S)
-            time.sleep(0.001)
-            body = body[half:]
-        connection.sendall(body)
-        return fault != "no length"
+pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "available")
 
 
 @pytest.fixture
@@ -163,24 +41,6 @@ def server() -> Iterator[Server]:
     it = Server()
     yield it
     it.close()
-
-
-@contextmanager
-def connected(server: Server) -> Iterator[CrtClient]:
-    """Make a client; at the end it holds no block."""
-    gc.collect()
-    used = _blocks.held_bytes()[0]
-    endpoint = Endpoint("http", server.host, "/bucket", "us-east-1", "s3", "v4")
-    client = CrtClient(endpoint, None, ClientConfig(), counters=Counters())
-    assert client.data_plane == "native"
-    yield client
-    client.close()
-    server.go.set()
-    limit_s = time.monotonic() + SAFE_S
-    while _blocks.held_bytes()[0] > used and time.monotonic() < limit_s:
-        time.sleep(0.02)
-        gc.collect()
-    assert _blocks.held_bytes()[0] == used
 
 
 def send(client: CrtClient, start: int, stop: int) -> Part:

@@ -1,0 +1,275 @@
+"""Reads in the lane send their GETs on connections of their own.
+
+They get exactly their bytes, or none, and then the connection is not used again.
+"""
+
+import datetime
+import re
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import trustme
+
+from mountpoint.config import CredentialsConfig
+from mountpoint.s3.aws.credentials import Credentials
+from mountpoint.s3.aws.endpoint import Endpoint
+from mountpoint.s3.crt.client import CrtClient
+from mountpoint.s3.crt.native import connections
+from tests.signatures import Authorization, signature
+from tests.unit.native.building import probe
+from tests.unit.s3.crt.native.faulty_server import (
+    DATA,
+    RIGHT,
+    SAFE_S,
+    VERSION,
+    WRONG,
+    Server,
+    connected,
+    unavailable,
+)
+
+pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "available")
+
+#: The S3 client adds this to User-Agent.
+BY_CLIENT = b"CRTS3NativeClient"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    it = Server()
+    yield it
+    it.close()
+
+
+def read(client: CrtClient, start: int, size: int = 100, *, late_s: float = SAFE_S) -> bytes | None:
+    """Read as a lane does; None if no bytes arrive in time."""
+    source = client.lane_source(VERSION)
+    assert source is not None
+    data: bytes | None = probe().fetch(source, start, start + size, late_s)
+    return data
+
+
+def opened(client: CrtClient) -> int:
+    """Return how many connections are open."""
+    assert client._native is not None
+    return client._native._connections.count
+
+
+def open_one(client: CrtClient) -> None:
+    """Open a connection: the first read goes through the S3 client."""
+    assert read(client, 1000) == DATA[1000:1100]
+    until(lambda: opened(client) == 1)
+
+
+def until(condition: object) -> None:
+    limit_s = time.monotonic() + SAFE_S
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < limit_s
+        time.sleep(0.002)
+
+
+def direct(server: Server) -> list[bool]:
+    """Return for each request whether it went past the S3 client."""
+    return [BY_CLIENT not in request for request in server.requests]
+
+
+def test_past_the_s3_client(server: Server) -> None:
+    """The first read opens a connection, and later ones use it."""
+    with connected(server) as client:
+        open_one(client)
+        for place in (5_000, 700_000, len(DATA) - 100):
+            assert read(client, place) == DATA[place : place + 100]
+        assert direct(server) == [False, True, True, True]
+        assert len(server.connections) == 2
+        assert opened(client) == 1
+
+
+def test_requests_have_the_same_headers(server: Server) -> None:
+    """On both ways a GET has the same headers, except for what the S3 client says of itself."""
+    with connected(server, user_agent_prefix="mine") as client:
+        open_one(client)
+        assert read(client, 1000) is not None
+    texts = [re.sub(rb" *CRTS3NativeClient\S* *[^\r]*", b"", each) for each in server.requests]
+    first, second = ({line.strip().lower() for line in text.split(b"\r\n")} for text in texts)
+    assert first == second
+    assert b"if-match: " + VERSION.etag.encode() in second
+
+
+@pytest.mark.parametrize("size", [100, 300_000, len(DATA)])
+@pytest.mark.parametrize("fault", [*RIGHT, *WRONG])
+def test_answers(server: Server, fault: str, size: int) -> None:
+    """A read gets exactly its bytes or none, and the next one is right."""
+    with connected(server) as client:
+        open_one(client)
+        server.fault = fault
+        place = 0 if size == len(DATA) else 5_000
+        data = read(client, place, size)
+        assert direct(server)[1]
+        unseen = size == len(DATA) and fault in ("moved", "size")  # there is no Content-Range
+        assert (data is not None) == (fault in RIGHT or unseen)
+        assert data is None or data == DATA[place : place + size]
+        server.fault = "right"
+        assert read(client, 9_000) == DATA[9_000:9_100]
+
+
+def test_late(server: Server) -> None:
+    """A read that gives up closes its connection: bytes that come later are nobody's."""
+    with connected(server) as client:
+        open_one(client)
+        server.go.clear()
+        assert read(client, 5_000, 300_000, late_s=0.05) is None
+        until(lambda: opened(client) == 0)
+        server.go.set()
+        assert read(client, 5_000, 300_000) == DATA[5_000:305_000]
+        assert direct(server)[:2] == [False, True]
+
+
+def test_closed_while_idle(server: Server) -> None:
+    """A connection that the store has closed is replaced."""
+    with connected(server) as client:
+        open_one(client)
+        server.hang_up()
+        until(lambda: not server.connections)
+        time.sleep(0.05)  # the client learns of it
+        for _ in range(20):
+            assert read(client, 5_000) == DATA[5_000:5_100]
+        until(lambda: opened(client) == 1)
+        assert read(client, 6_000) == DATA[6_000:6_100]
+        assert direct(server)[-1]
+
+
+def test_as_many_as_reads(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are as many connections as reads at the same time, up to a limit."""
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 6)
+    with connected(server) as client, ThreadPoolExecutor(12) as threads:
+        for readers, expected in ((4, 4), (12, 6)):
+            server.go.clear()
+            reads = [threads.submit(read, client, 1000 * n, 50_000) for n in range(readers)]
+            asked = server.asked
+            until(lambda asked=asked, readers=readers: server.asked >= asked)
+            time.sleep(0.1)
+            server.go.set()
+            for n, each in enumerate(reads):
+                assert each.result(SAFE_S) == DATA[1000 * n : 1000 * n + 50_000]
+            until(lambda expected=expected: opened(client) == expected)
+
+
+def test_none_where_they_do_not_lead(server: Server) -> None:
+    """With a proxy or with sessions, the S3 client alone knows the way."""
+    sessions = Endpoint("http", server.host, "/bucket", "us-east-1", "s3", "v4-s3express")
+    for endpoint, options in ((None, {"proxied": True}), (sessions, {})):
+        with connected(server, endpoint, **options) as client:
+            for _ in range(3):
+                assert read(client, 5_000) == DATA[5_000:5_100]
+            assert not any(direct(server))
+            assert opened(client) == 0
+
+
+def test_nothing_listens(server: Server) -> None:
+    """A store that cannot be reached is not asked for a connection again and again."""
+    with connected(server) as client:
+        open_one(client)
+        server.stop_listening()
+        server.hang_up()
+        until(lambda: not server.connections)
+        time.sleep(0.05)
+        for _ in range(3):
+            assert read(client, 5_000, late_s=1.0) is None
+        assert client._native is not None
+        until(lambda: client._native._opener._next_try_s > 0)
+
+
+def test_the_end(server: Server) -> None:
+    """A client that is closed closes its connections, also one that is in use."""
+    with connected(server) as client:
+        open_one(client)
+        server.go.clear()
+        with ThreadPoolExecutor(1) as threads:
+            reading = threads.submit(read, client, 5_000, 300_000)
+            until(lambda: server.asked == 2)
+            client.close()
+            server.go.set()
+            assert reading.result(SAFE_S) == DATA[5_000:305_000]
+        native = client._native
+        assert native is not None
+        until(lambda: native._connections.count == 0)
+
+
+def test_signatures(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GET is signed when it is sent, as botocore would sign it."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token")
+    credentials = Credentials(CredentialsConfig())
+    with connected(server, credentials=credentials) as client:
+        open_one(client)
+        begun = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+        assert read(client, 5_000) == DATA[5_000:5_100]
+    assert direct(server) == [False, True]
+    target, *lines = server.requests[-1].decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    stamp = headers["x-amz-date"]
+    sent = datetime.datetime.strptime(stamp + "+0000", "%Y%m%dT%H%M%SZ%z")
+    assert 0 <= (sent - begun).total_seconds() < SAFE_S
+    assert headers["x-amz-security-token"] == "token"
+    authorization = Authorization.parse(headers["authorization"])
+    assert {"host", "if-match", "range"} <= set(authorization.signed)
+    signed = {name: headers[name] for name in authorization.signed}
+    url = f"http://{server.host}{target.split()[1]}"
+    expected = signature("GET", url, signed, authorization.scope, "secret")
+    assert authorization.signature == expected
+
+
+def test_tls(tmp_path: Path) -> None:
+    """TLS checks the store's name and its certificate."""
+    authority = trustme.CA()
+    bundle = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(bundle))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(tls)
+    server = Server(tls)
+    try:
+        port = server.host.rpartition(":")[2]
+        right = Endpoint("https", f"localhost:{port}", "/bucket", "us-east-1", "s3", "v4")
+        with connected(server, right, ca_bundle=str(bundle)) as client:
+            open_one(client)
+            assert read(client, 5_000, 300_000) == DATA[5_000:305_000]
+            assert direct(server) == [False, True]
+        wrong = Endpoint("https", server.host, "/bucket", "us-east-1", "s3", "v4")
+        with connected(server, wrong, ca_bundle=str(bundle)) as client:
+            assert read(client, 5_000, late_s=1.0) is None
+            assert opened(client) == 0
+        assert len(server.requests) == 2
+    finally:
+        server.close()
+
+
+def test_a_storm(server: Server) -> None:
+    """Reads by many threads get their own bytes, while connections are closed under them."""
+    stop = threading.Event()
+
+    def hang_up() -> None:
+        while not stop.wait(0.02):
+            server.hang_up()
+
+    def reads(number: int) -> int:
+        found = 0
+        for n in range(100):
+            place = (number * 7919 + n * 104_729) % (len(DATA) - 20_000)
+            data = read(client, place, 20_000, late_s=5.0)
+            assert data is None or data == DATA[place : place + 20_000]
+            found += data is not None
+        return found
+
+    with connected(server) as client, ThreadPoolExecutor(9) as threads:
+        threads.submit(hang_up)
+        try:
+            assert sum(threads.map(reads, range(8))) > 400
+        finally:
+            stop.set()
+        assert sum(direct(server)) > 100
