@@ -157,7 +157,7 @@ class FileSystem:
         if self._readers.expected:
             self._readers.make_way(directory, entry)
         inode = self._inodes.looked_up(directory, entry, fresh_until_s)
-        if self.preparer.follows_lookups and entry.info is not None:
+        if self.preparer.fetches and entry.info is not None:
             self.preparer.looked_up(inode)
         return self._attribute_view.attributes(inode, inode.fresh_until_s - time.monotonic())
 

@@ -39,7 +39,7 @@ from mountpoint.fs.writes.readers import Readers
 from mountpoint.listing.cache import ListingCache
 from mountpoint.native._lane import Lane, unregister
 from mountpoint.native._prepared import OpenedFile, PreparedFiles
-from mountpoint.read.stream import Bytes, ReadStream
+from mountpoint.read.stream import SMALL_BYTES, Bytes, ReadStream
 from mountpoint.read.streams import Streams
 from mountpoint.s3.client import ObjectClient, ObjectInfo
 from mountpoint.s3.retry import RetryPolicy
@@ -84,6 +84,12 @@ class ReadHandle:
         self.from_disk = stream is not None and stream.from_disk
         # mutable
         self._damaged = False  # bytes of it did not match S3's checksum
+
+    @property
+    def small(self) -> bool:
+        """Whether the file is small enough for an open to fetch all of it."""
+        stream = self._stream
+        return stream is not None and stream.size_bytes <= SMALL_BYTES
 
     @property
     def looked_at(self) -> bool:
@@ -253,7 +259,7 @@ class Opener:
         self._prepared.pause(exactly)  # files that are opened elsewhere would be read likewise
         if exactly:
             handle.read_exactly()
-        elif handle.from_disk:
+        elif handle.from_disk or (self._prepared.fetches and handle.small):
             self._prepared.wake(inode.number)
         return handle
 

@@ -1,10 +1,10 @@
 """Prepare files so that they are opened without the interpreter (`native._prepared`).
 
-A program that opens one small file is likely to open others of its directory. So once the data
-cache has delivered one, the files that follow it are prepared, on a thread of their own: those that
-the kernel has looked up, that an open would find in the data cache, and for which it would ask
-nobody. They are prepared in batches, in the order of their names. If they are opened in that order,
-the disk begins to read the files of the next batch.
+A program that opens one small file is likely to open others of its directory. So once Python has
+opened one, the files that follow it are prepared, on a thread of their own: those that the kernel
+knows, and that an open would find in the data cache without asking S3; without a cache, those that
+an open would fetch from S3. They are prepared in batches, in the order of their names. If they are
+opened in that order, the disk begins to read the files of the next batch.
 
 Preparing a file takes a quarter of the time of an open. It is in vain if the file is never opened,
 or too late. So what may be prepared is limited by a credit, which grows when prepared files are
@@ -14,7 +14,8 @@ opened.
 import threading
 import time
 from collections import OrderedDict, deque
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import structlog
 
@@ -28,7 +29,7 @@ from mountpoint.fs.writes.readers import Readers
 from mountpoint.listing.cache import ListingCache
 from mountpoint.native._lane import LaneSource, expect_all
 from mountpoint.native._prepared import MAX_FILES, PreparedFiles
-from mountpoint.read.streams import Streams
+from mountpoint.read.streams import Streams, WholeSource
 from mountpoint.s3.client import ObjectInfo
 
 log = structlog.get_logger(__name__)
@@ -47,9 +48,13 @@ CREDIT_PER_S = 32.0
 WAIT_S = 1.0
 #: After so many lookups it is seen whether programs open what they look up.
 LOOKUPS = 16
-#: How long a file that was looked up can be opened. The keys of requests are renewed minutes before
-#: they expire.
-LOOKED_UP_S = 5.0
+#: No file's number.
+NONE = InodeNumber(0)
+#: How long a file that its open fetches is prepared. The keys of requests are renewed minutes
+#: before they expire.
+FETCHABLE_S = 5.0
+#: After S3 was late for such an open, Python opens files for so long.
+LATE_S = 1.0
 
 
 class Batch(NamedTuple):
@@ -108,11 +113,12 @@ class Preparer:
         self._lasts: deque[InodeNumber] = deque(maxlen=MAX_RUNS)
         #: By their first files, oldest first.
         self._batches: OrderedDict[InodeNumber, Batch] = OrderedDict()
-        #: Whether files are prepared when they are looked up (`looked_up`).
-        self.follows_lookups = False
+        #: Whether opens fetch files from S3. Then these are also prepared at their lookup.
+        self.fetches = False
         self._lookups = 0
         self._opens = 0  # until the last look at them
         self._failed = 0  # opens that could not fetch their file, likewise
+        self._late_until_s = 0.0
         self._pays = False  # most files that are looked up are opened
         #: The first file of the batch that follows a file.
         self._first_after: dict[InodeNumber, InodeNumber] = {}
@@ -139,21 +145,18 @@ class Preparer:
             opens = self._opener.opened + self._prepared.opens
             opens, self._opens = opens - self._opens, opens
             self._pays = 2 * opens >= LOOKUPS
-            self._failed = self._prepared.failed
             return
-        if self._prepared.failed != self._failed:  # S3 may be late: Python knows what to do
+        if self._may_be_late():
             return
         info = inode.info
-        if not self._pays or info is None or inode.paged or info.storage_class in ARCHIVE_CLASSES:
+        if not self._pays or info is None:
             return
         generation = self._prepared.generation
-        if not self._is_free(inode):
-            return
-        found = self._streams.small_source(info)
-        if found is not None:
-            source, late_s = found
-            until_s = time.monotonic() + LOOKED_UP_S
-            self._add(inode, info, generation, until_s, source, fetches=True, late_s=late_s)
+        if self._may_be_fetched(inode, info):
+            found = self._streams.small_source(info)
+            if found is not None:
+                until_s = time.monotonic() + FETCHABLE_S
+                self._add(inode, info, generation, found, until_s)
 
     def step(self, opened: list[InodeNumber]) -> None:
         """Learn that files were opened, and prepare one batch."""
@@ -162,7 +165,8 @@ class Preparer:
         for number in opened:
             batch = self._batch(number)
             last = number if batch is None else batch.last
-            following = self._batch(self._first_after.get(last, number))
+            # If none follows a batch of the data cache, the directory ends.
+            following = self._batch(self._first_after.get(last, NONE if self.fetches else number))
             if batch is None or following is None:
                 if len(self._runs) < MAX_RUNS:
                     self._runs.append(last)
@@ -171,7 +175,8 @@ class Preparer:
             self._lasts.append(last)
         if self._runs:
             last_prepared = self._prepare_after(self._runs.popleft())
-            if last_prepared is not None:
+            # What is fetched is prepared when it is likely to be opened soon.
+            if last_prepared is not None and not self.fetches:
                 self._runs.appendleft(last_prepared)
 
     def _batch(self, first: InodeNumber) -> Batch | None:
@@ -203,7 +208,7 @@ class Preparer:
         if inode.parent is None or self._credit < BATCH_FILES:
             return None
         files = self._files_after(inode, inode.parent, now_s)
-        found = self._streams.whole_sources([info for _, info in files])
+        found = self._sources([info for _, info in files])
         batch = [
             (each, info, source)
             for (each, info), source in zip(files, found, strict=True)
@@ -216,25 +221,51 @@ class Preparer:
         # Not the file that a program has just opened.
         first = next((each.number for each, *_ in batch if each.number != number), last)
         for each, info, source in batch:
-            wakes = each.number == first
-            self._add(each, info, generation, each.fresh_until_s, source, wakes=wakes)
+            until_s = now_s + FETCHABLE_S if self.fetches else each.fresh_until_s
+            self._add(each, info, generation, source, until_s, wakes=each.number == first)
         self._credit -= len(batch)
-        self._remember(first, Batch(generation, number, last, [source for *_, source in batch]))
+        sources = [found.source for *_, found in batch]
+        self._remember(first, Batch(generation, number, last, sources))
         return last
+
+    def _sources(self, infos: list[ObjectInfo]) -> Sequence[WholeSource | None]:
+        """Return where an open would get each file's bytes; None: Python must open it."""
+        if not self.fetches:
+            return self._streams.whole_sources(infos)
+        if self._may_be_late():
+            return [None] * len(infos)
+        return [self._streams.small_source(info) for info in infos]
+
+    def _may_be_late(self) -> bool:
+        """Whether an open has just failed to fetch its file: Python knows what to do then."""
+        failed, now_s = self._prepared.failed, time.monotonic()
+        if failed != self._failed:
+            self._failed = failed
+            self._late_until_s = now_s + LATE_S
+        return now_s < self._late_until_s
 
     def _add(
         self,
         inode: Inode,
         info: ObjectInfo,
         generation: int,
+        found: WholeSource,
         until_s: float,
-        source: LaneSource,
-        **how: Any,
+        *,
+        wakes: bool = False,
     ) -> None:
-        """Prepare a file. `how`: see PreparedFiles.add."""
-        fields = text_of_reader(inode, info) if self._logs else b""
-        size_bytes = info.size_bytes
-        self._prepared.add(inode.number, generation, until_s, size_bytes, source, fields, **how)
+        """Prepare a file. See PreparedFiles.add."""
+        self._prepared.add(
+            inode.number,
+            generation,
+            until_s,
+            info.size_bytes,
+            found.source,
+            text_of_reader(inode, info) if self._logs else b"",
+            wakes=wakes,
+            fetches=self.fetches,
+            late_s=found.late_s,
+        )
 
     def _remember(self, first: InodeNumber, batch: Batch) -> None:
         self._forget(first)
@@ -266,11 +297,17 @@ class Preparer:
         return files
 
     def _may_be(self, inode: Inode, info: ObjectInfo, now_s: float) -> bool:
-        """Whether an open of a file would ask nobody, and it is not prepared."""
+        """Whether a file may be prepared, and is not."""
+        if self._prepared.has(inode.number, now_s):
+            return False
+        if self.fetches:
+            return self._may_be_fetched(inode, info)
+        return self._opener.is_recent(inode, info, now_s) and self._is_free(inode)
+
+    def _may_be_fetched(self, inode: Inode, info: ObjectInfo) -> bool:
+        """Whether an open of a file would fetch all of it."""
         return (
-            not self._prepared.has(inode.number, now_s)
-            and self._opener.is_recent(inode, info, now_s)  # a listing has named it
-            and self._is_free(inode)
+            not inode.paged and info.storage_class not in ARCHIVE_CLASSES and self._is_free(inode)
         )
 
     def _is_free(self, inode: Inode) -> bool:

@@ -157,7 +157,7 @@ def _serve(
 
     def ready() -> None:
         log.debug("the kernel asks", at_most_kib=1024 if binding.is_wide() else 128)
-        filesystem.preparer.follows_lookups = held_bytes > 0 and binding.is_wide()
+        filesystem.preparer.fetches = held_bytes > 0 and binding.is_wide()
         if turn is not None and turn.died:
             _log_turn(turn)
         watcher.serving()
@@ -271,7 +271,7 @@ def _serve(
     binding.serve_lane(meters)
     if config.mount.channel:
         binding.serve_opens(prepared, meters)
-    if cache is not None and config.mount.channel:
+    if config.mount.channel and (cache is not None or prepared.fetches):
         threading.Thread(
             target=filesystem.preparer.run, args=(stopping,), name="prepare", daemon=True
         ).start()

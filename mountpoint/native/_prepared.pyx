@@ -239,6 +239,8 @@ cdef unsigned long long open_fetched(
         handle = opened.handle
         table.opens += 1
         note_used(table, file)
+        if file.wakes:
+            note_woken(table, file.inode)
     else:
         table.held_bytes -= fetched.size_bytes
         table.failed += block == NULL
@@ -547,6 +549,11 @@ cdef class PreparedFiles:
         pthread_mutex_lock(&self.table.mutex)
         self.table.generation += 1
         pthread_mutex_unlock(&self.table.mutex)
+
+    @property
+    def fetches(self):
+        """Whether opens may fetch files."""
+        return self.table.max_held_bytes > 0
 
     def pause(self, bint yes):
         """Let no file be opened, or let files be opened again."""

@@ -6,6 +6,7 @@ refused memory. When nothing is left, the memory goes back to the system.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from mountpoint.cache.block_cache import BlockCache
 from mountpoint.cache.shared.cache import SharedCache
@@ -28,6 +29,13 @@ IDLE_SWEEPS = 5
 PRESSED_SWEEPS = 1
 #: So many open files have some MiB of memory, which is worth returning when they are closed.
 MANY_OPEN = 1000
+
+
+class WholeSource(NamedTuple):
+    """A source of all bytes of an object, and how long it may take: 0 if it fetches nothing."""
+
+    source: LaneSource
+    late_s: float = 0.0
 
 
 class Streams:
@@ -137,7 +145,7 @@ class Streams:
         """Count bytes read without a stream: `take_bytes` returns those since its last call."""
         self._counters.catch_up.append(lambda: self._stats.read(take_bytes()))
 
-    def whole_sources(self, infos: list[ObjectInfo]) -> list[LaneSource | None]:
+    def whole_sources(self, infos: list[ObjectInfo]) -> list[WholeSource | None]:
         """Return a source of all bytes for each small object that the data cache has.
 
         None also for one of which programs are likely to read little.
@@ -146,12 +154,12 @@ class Streams:
             return [None] * len(infos)
         sources = self._cache.whole_sources(infos)
         return [
-            None if self._history.is_looked_at(info.key) else source
+            None if source is None or self._history.is_looked_at(info.key) else WholeSource(source)
             for info, source in zip(infos, sources, strict=True)
         ]
 
-    def small_source(self, info: ObjectInfo) -> tuple[LaneSource, float] | None:
-        """Return a source of all bytes of a small object in S3, and the seconds that it may take.
+    def small_source(self, info: ObjectInfo) -> WholeSource | None:
+        """Return a source of all bytes of a small object in S3.
 
         None if the object is not small, a cache may have it, programs read little of such files, or
         it is not known how long such requests take.
@@ -169,7 +177,7 @@ class Streams:
         if late_s > self._config.stall_s:  # not known yet
             return None
         source = self._source.lane_source(info)
-        return None if source is None else (source, late_s)
+        return None if source is None else WholeSource(source, late_s)
 
     def sweep(self) -> None:
         """Make idle streams give back their memory; called once a second."""

@@ -1,4 +1,4 @@
-"""Small cached files, which the mount opens, reads and closes without the interpreter."""
+"""Small files, which the mount opens, reads and closes without the interpreter."""
 
 import contextlib
 import errno
@@ -33,6 +33,7 @@ COUNT = 200
 #: those that follow are.
 FIRST = "0"
 ATTEMPTS = 500
+REQUESTS = ("gets", "heads", "lists")
 
 
 def made(count: int) -> dict[str, bytes]:
@@ -194,13 +195,37 @@ def test_files_in_order(read_only: Opened) -> None:
     it.all_are_closed()
     after = it.stats()
     assert after["meters"]["opens_in_lane"] - before["meters"]["opens_in_lane"] >= COUNT * 3 // 4
-    for name in ("gets", "heads", "lists"):
+    for name in REQUESTS:
         assert (name, after["counters"][name]) == (name, before["counters"][name])
     size_bytes = sum(map(len, it.files.values()))
     assert after["counters"]["bytes_read"] - before["counters"]["bytes_read"] == size_bytes
     for name in ("open", "read", "release"):
         counts = [each["meters"]["operations"][name]["us"]["count"] for each in (before, after)]
         assert counts[1] - counts[0] >= COUNT, name
+
+
+def test_without_a_cache(store: Store, folder: Path) -> None:
+    """Files that the kernel knows from a listing are fetched by their opens, in one request each."""
+    files, count = made(60), 10
+    bodies = itertools.product(range(count), files.items())
+    store.put_all({f"prepared-s3/{number}/{name}": body for number, (name, body) in bodies})
+    with mounted(store, folder, "--debug", "--prefix", "prepared-s3/") as mount:
+        for number in range(count):  # in the first one it is learned how long requests take
+            it = Opened(mount, str(number), files)
+            it.look_up()
+            before = it.stats()
+            it.read_all()
+            it.all_are_closed()
+            after = it.stats()
+            if (
+                after["meters"]["opens_in_lane"] - before["meters"]["opens_in_lane"]
+                > len(files) / 2
+            ):
+                break
+        else:
+            raise AssertionError("few files are opened in the lane")
+        requests = {each: after["counters"][each] - before["counters"][each] for each in REQUESTS}
+        assert requests == {"gets": len(files), "heads": 0, "lists": 0}
 
 
 def test_open_files_are_counted(read_only: Opened) -> None:

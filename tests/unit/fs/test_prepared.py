@@ -16,7 +16,7 @@ from mountpoint.errors import BadHandle, OperationError, PreconditionFailed, Sup
 from mountpoint.fs import prepared
 from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import InodeNumber
-from mountpoint.fs.prepared import BATCH_FILES, LOOKUPS, MAX_CREDIT
+from mountpoint.fs.prepared import BATCH_FILES, LATE_S, LOOKUPS, MAX_CREDIT
 from mountpoint.fs.session.log import SessionLog, new_log
 from mountpoint.fuse.operations import Operations
 from mountpoint.native._lane import LaneSource, registered
@@ -584,7 +584,7 @@ def asking() -> Iterator[Mounted]:
     objects = {b"d/%03d" % number: b"%03d" % number * 100 for number in range(8 * LOOKUPS)}
     options = {"client_class": Sources, "held_bytes": 1 << 20, "allow_overwrite": True}
     with mounted(objects, ttl_s=1.0, **options) as it:
-        it.fs.preparer.follows_lookups = True
+        it.fs.preparer.fetches = True
         for number in range(2 * LOOKUPS):  # until it is known how long requests take
             it.read_file(it.look(b"d/%03d" % number).inode)
         yield it
@@ -602,6 +602,55 @@ def test_a_file_that_is_looked_up(asking: Mounted) -> None:
             assert asking.prepared.close(handle)
         assert not opened(asking, inode)
     assert 2 * LOOKUPS - 4 <= found < 2 * LOOKUPS  # some are left to Python, which learns
+
+
+def known(world: Mounted, numbers: range) -> list[InodeNumber]:
+    """Return files that the kernel has from a listing: it does not look them up."""
+    world.prepared.wait(0.0)  # forget what was opened before
+    world.fs.preparer.fetches = False
+    found = [world.look(b"d/%03d" % number).inode for number in numbers]
+    world.fs.preparer.fetches = True
+    return found
+
+
+def test_files_that_follow(asking: Mounted) -> None:
+    """Once Python has opened a file, those that follow it are fetched by their opens."""
+    files = known(asking, range(50, 51 + 3 * BATCH_FILES))
+    asking.read_file(files[5])  # the kernel may have pages of it
+    asking.prepared.wait(0.0)
+    assert not opened(asking, files[1])
+    asking.read_file(files[0])
+    step(asking)
+    for number in range(1, 1 + BATCH_FILES):
+        handle = opened(asking, files[number])
+        assert bool(handle) == (number != 5)
+        assert not handle or asking.prepared.close(handle)
+    assert not opened(asking, files[2 * BATCH_FILES])
+    step(asking)  # the first one was opened
+    for number in range(1 + BATCH_FILES, 2 * BATCH_FILES):
+        assert asking.prepared.close(opened(asking, files[number])), number
+
+
+def test_files_that_follow_while_s3_is_late(
+    asking: Mounted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an open that could not fetch its file, those that follow are left to Python."""
+    monkeypatch.setattr(prepared, "time", asking.clock)
+    files = known(asking, range(50, 70))
+    asking.read_file(files[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(asking.client, "_fetch", lambda *_: 0)
+        step(asking)
+    assert not opened(asking, files[1])
+    asking.prepared.forget_all()
+    asking.read_file(files[2])
+    step(asking)
+    assert not opened(asking, files[3])
+    asking.clock.now_s += LATE_S
+    known(asking, range(50, 70))
+    asking.prepared.wake(files[3])
+    step(asking)
+    assert asking.prepared.close(opened(asking, files[4]))
 
 
 def test_an_object_that_was_replaced(asking: Mounted) -> None:
