@@ -205,7 +205,7 @@ def test_files_in_order(read_only: Opened) -> None:
 
 
 def test_without_a_cache(store: Store, folder: Path) -> None:
-    """Files that the kernel knows from a listing are fetched by their opens, in one request each."""
+    """Files that the kernel knows from a listing are fetched by their opens, once each."""
     files, count = made(60), 10
     bodies = itertools.product(range(count), files.items())
     store.put_all({f"prepared-s3/{number}/{name}": body for number, (name, body) in bodies})

@@ -11,6 +11,7 @@ cdef struct Connection:
     void* native                # the CRT's
     void* object                # awscrt's HttpClientConnection: a reference
     Pool* pool
+    double idle_since_s         # monotonic clock
     Connection* next            # in a list of the pool
 
 cdef struct Pool:

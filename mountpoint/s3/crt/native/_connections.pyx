@@ -17,6 +17,7 @@ from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 from mountpoint.native._sync cimport (
     atomic_add,
+    now_s,
     pthread_mutex_destroy,
     pthread_mutex_init,
     pthread_mutex_lock,
@@ -116,6 +117,7 @@ cdef void give_back(Connection* connection) noexcept nogil:
     cdef bint usable = crt.new_requests_allowed(connection.native)
     pthread_mutex_lock(&pool.mutex)
     if usable and not pool.ended:
+        connection.idle_since_s = now_s()
         connection.next = pool.idle
         pool.idle = connection
     else:
@@ -152,11 +154,12 @@ cdef void free_connections(Connection* connection) noexcept:
         connection = following
 
 
-cdef sweep(Pool* pool, bint ending):
-    """Free connections that are closed, or all that are not in use."""
+cdef sweep(Pool* pool, double max_idle_s, bint ending):
+    """Free connections that are closed or have been idle for long; at the end, all idle ones."""
     cdef Connection* connection
     cdef Connection* idle
     cdef Connection* closed
+    cdef double idle_since_s = now_s() - max_idle_s
     with nogil:
         pthread_mutex_lock(&pool.mutex)
         pool.ended = pool.ended or ending
@@ -164,7 +167,9 @@ cdef sweep(Pool* pool, bint ending):
         while pool.idle != NULL:
             connection = pool.idle
             pool.idle = connection.next
-            if ending or not crt.new_requests_allowed(connection.native):
+            if ending or connection.idle_since_s < idle_since_s or (
+                not crt.new_requests_allowed(connection.native)
+            ):
                 discard(pool, connection)
             else:
                 connection.next = idle
@@ -213,13 +218,13 @@ cdef class Connections:
             atomic_add(&self.pool.refs, 1)
             give_back(it)
 
-    def missing(self):
+    def missing(self, double max_idle_s):
         """Return how many more connections reads could have used since the last call.
 
-        Lets go of those that the store has closed.
+        Lets go of those that the store has closed, and of those that were idle for so long.
         """
         cdef int missing
-        sweep(self.pool, False)
+        sweep(self.pool, max_idle_s, False)
         with nogil:
             pthread_mutex_lock(&self.pool.mutex)
             missing = self.pool.most_reads - self.pool.count
@@ -234,7 +239,7 @@ cdef class Connections:
 
     def end(self):
         """Close connections that are idle, and from now on those that are given back."""
-        sweep(self.pool, True)
+        sweep(self.pool, 0, True)
 
 
 # --- sending ---

@@ -30,6 +30,8 @@ Connect = Callable[[], "Future[HttpClientConnection]"]
 
 #: The most connections. Further reads use the S3 client's.
 MAX_CONNECTIONS = 64
+#: One that was idle for so long is closed: what is between may have forgotten it, and not say so.
+MAX_IDLE_S = 20.0
 #: After one could not be opened, the next one is tried so much later.
 PAUSE_S = 10.0
 
@@ -47,7 +49,7 @@ class ConnectionOpener:
 
     def open_missing(self) -> None:
         """Begin to open those that reads could have used since the last call."""
-        missing = self._connections.missing()
+        missing = self._connections.missing(MAX_IDLE_S)
         if self._connect is None or time.monotonic() < self._next_try_s:
             return
         opening = len(self._opening)

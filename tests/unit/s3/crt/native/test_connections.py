@@ -143,6 +143,16 @@ def test_closed_while_idle(server: Server) -> None:
         assert direct(server)[-1]
 
 
+def test_idle_for_long(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that nobody needs is closed."""
+    with connected(server) as client:
+        open_one(client)
+        monkeypatch.setattr(connections, "MAX_IDLE_S", 0.0)
+        until(lambda: opened(client) == 0)
+        monkeypatch.setattr(connections, "MAX_IDLE_S", 20.0)
+        open_one(client)
+
+
 def test_as_many_as_reads(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """There are as many connections as reads at the same time, up to a limit."""
     monkeypatch.setattr(connections, "MAX_CONNECTIONS", 6)
