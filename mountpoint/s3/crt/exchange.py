@@ -267,9 +267,10 @@ def description_of_range(
     if the answer has another range.
     """
     info = reading.object_info(key, status, headers, size_bytes=size_bytes)
+    content_range = reading.content_range(headers)
     answered = (0, info.size_bytes)
-    if status == 206:
-        answered = (reading.content_range(headers) or (0, 0))[:2]
+    if content_range is not None or status == 206:
+        answered = (content_range or (0, 0))[:2]
     if answered != (start, stop):
         asked = f"bytes {start}-{stop} were requested"
         if status == 200 and size_bytes is None:

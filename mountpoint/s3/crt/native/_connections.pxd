@@ -1,16 +1,14 @@
-# HTTP connections on which GETs are sent past the S3 client.
+# A pool of HTTP connections.
 #
-# Ownership: the plane, and each connection that is in use, own one reference to the `Pool`; the last
-# release frees it with its connections. A `Connection` belongs to one list of the pool, or to the
-# GET that uses it, from `enter` to the GET's end. It owns a reference to awscrt's object.
+# Ownership: the plane, and each GET from `enter` to `leave`, own one reference to the `Pool`; the
+# last release frees it with its connections. A `Connection` belongs to one list of the pool, or to
+# the GET that uses it, until it is given back. It owns a reference to awscrt's object.
 
 from mountpoint.native._sync cimport pthread_mutex_t
-from mountpoint.s3.crt.native._gets cimport Get
 
 cdef struct Connection:
     void* native                # the CRT's
     void* object                # awscrt's HttpClientConnection: a reference
-    Pool* pool
     double idle_since_s         # monotonic clock
     Connection* next            # in a list of the pool
 
@@ -20,8 +18,8 @@ cdef struct Pool:
     Connection* idle            # last in, first out, so that surplus ones stay idle
     Connection* closed          # of no more use; Python frees them
     int count                   # idle ones, and those in use
-    int reads                   # reads that are waiting for a GET
-    int most_reads              # likewise, the most since Python looked
+    int gets                    # under way: on a connection, or for lack of one by the S3 client
+    int most_gets               # likewise, the most since Python looked
     bint ended                  # the mount ends: connections are not kept
 
 cdef class Connections:
@@ -29,7 +27,4 @@ cdef class Connections:
 
 cdef Connection* enter(Pool* pool) noexcept nogil
 cdef void leave(Pool* pool) noexcept nogil
-cdef bint send_on(
-    Connection* connection, Get* get, void* message, const void* signing
-) noexcept nogil
-cdef void release_pool(Pool* pool) noexcept nogil
+cdef void give_back(Pool* pool, Connection* connection) noexcept nogil

@@ -9,12 +9,8 @@ from libc.stdint cimport uint64_t
 from mountpoint.native._arrivals cimport arrival_t
 from mountpoint.native._blocks cimport Block
 from mountpoint.native._sync cimport pthread_cond_t, pthread_mutex_t
-from mountpoint.s3.crt.native._crt cimport (
-    Functions,
-    aws_byte_buf,
-    aws_byte_cursor,
-    aws_http_header,
-)
+from mountpoint.s3.crt.native._connections cimport Connection, Pool
+from mountpoint.s3.crt.native._crt cimport aws_byte_buf, aws_byte_cursor, aws_http_header
 
 cdef struct Queue:
     int refs                    # atomic: the plane's and those of its gets
@@ -70,7 +66,8 @@ cdef struct Get:
     size_t headers_size
     char* error_body
     size_t error_body_size
-    void* lent                  # the Connection of `_connections`, unless the S3 client sends it
+    Pool* pool                  # from `enter` to `finish`: a reference; NULL: only the S3 client
+    Connection* lent            # of the pool; NULL: the S3 client sends the GET
     pthread_mutex_t mutex       # guards the four below
     void* request               # the S3 client's, with a reference, until it has ended
     void* connection            # the CRT's of `lent`, until then
@@ -78,19 +75,14 @@ cdef struct Get:
     bint cancelled
     Get* next                   # in the queue
 
-# The CRT's functions. Set once, before the first request.
-cdef Functions crt
-
 cdef Get* new_get(Queue* queue, arrival_t* arrival, uint64_t size, size_t etag_size) noexcept nogil
 cdef void release_get(Get* get) noexcept nogil
 cdef void release_queue(Queue* queue) noexcept nogil
 cdef void note_header(Get* get, const aws_http_header* header) noexcept nogil
 cdef void judge_headers(Get* get, int status) noexcept nogil
 cdef void keep_body(Get* get, const aws_byte_cursor* body, uint64_t offset) noexcept nogil
+cdef void keep_error_body(Get* get, const aws_byte_cursor* body) noexcept nogil
 cdef void finish(Get* get) noexcept nogil
 cdef bint send(void* client, Get* get, void* message, const void* signing) noexcept nogil
 cdef void cancel(Get* get) noexcept nogil
-cdef void* new_message(
-    aws_byte_cursor path, const aws_http_header* headers, size_t count
-) noexcept nogil
 cdef aws_byte_cursor cursor(const char* text, size_t size) noexcept nogil

@@ -1,6 +1,6 @@
 """GETs without the interpreter: the CRT's C functions, called directly, write into our memory.
 
-`send` gives one GET to the CRT, whose threads then call the functions `on_...`. They take no GIL and
+`send` gives one GET to the CRT's S3 client, whose threads then call the functions `on_...`. They take no GIL and
 wait for nothing. They approve the usual answer: this ETag, this range, as many bytes, and either no
 checksum or a CRC that matches. The arrival is then READY, and threads that wait for it go on. Every
 other successful answer is *unclear*: the arrival is in doubt, and Python judges it
@@ -53,6 +53,7 @@ from mountpoint.s3.crt.native._answers cimport (
     read_checksum,
     type_of,
 )
+from mountpoint.s3.crt.native._connections cimport leave
 from mountpoint.s3.crt.native._crt cimport (
     aws_byte_cursor,
     aws_http_header,
@@ -60,6 +61,7 @@ from mountpoint.s3.crt.native._crt cimport (
     aws_s3_meta_request_progress,
     aws_s3_meta_request_result,
 )
+from mountpoint.s3.crt.native._functions cimport crt
 
 cdef enum:
     # aws_s3_meta_request_type
@@ -111,13 +113,17 @@ cdef void on_finish(
 ) noexcept nogil:
     """End the arrival, and queue the get for Python."""
     cdef Get* get = <Get*>user
+    cdef aws_byte_cursor body
     cdef void* theirs
     get.error = result.error_code
     if result.response_status != 0:
         get.status = result.response_status
     if get.error != 0:
         get.refused = result.error_response_headers != NULL
-        keep_error_body(get, result)
+        if result.error_response_body != NULL:
+            body.ptr = result.error_response_body.buffer
+            body.len = result.error_response_body.len
+            keep_error_body(get, &body)
     pthread_mutex_lock(&get.mutex)
     theirs = get.request
     get.request = NULL
@@ -144,6 +150,9 @@ cdef void note_header(Get* get, const aws_http_header* header) noexcept nogil:
         answer.sized = is_number(header, get.size) if get.whole else is_range(
             header, get.start, get.size, get.object_size
         )
+    elif get.whole and is_named(header, b"content-range"):  # some say it nevertheless
+        if not is_range(header, get.start, get.size, get.object_size):
+            get.unclear = True
     elif is_named(header, b"x-amz-checksum-type"):
         answer.kind = type_of(header)
     elif is_checksum(header):
@@ -193,6 +202,9 @@ cdef void keep_body(Get* get, const aws_byte_cursor* body, uint64_t offset) noex
 cdef void finish(Get* get) noexcept nogil:
     """End the arrival of a GET that has ended, and queue the GET for Python."""
     get.ended_at_s = now_s()
+    if get.pool != NULL:
+        leave(get.pool)
+        get.pool = NULL
     if get.error != 0:
         end(get.arrival, FAILED, NULL)
     elif get.unclear or get.received != get.size or not matches(get):
@@ -263,15 +275,17 @@ cdef char* put_text(char* memory, const aws_byte_cursor* text) noexcept nogil:
     return memory + 4 + size
 
 
-cdef void keep_error_body(Get* get, const aws_s3_meta_request_result* result) noexcept nogil:
-    cdef size_t size
-    if result.error_response_body == NULL or result.error_response_body.len == 0:
+cdef void keep_error_body(Get* get, const aws_byte_cursor* body) noexcept nogil:
+    """Append to the body of a refusal; what is too much is left out."""
+    cdef size_t size = min(body.len, MAX_ERROR_BODY_BYTES - get.error_body_size)
+    cdef char* memory
+    if size == 0:
         return
-    size = min(result.error_response_body.len, <size_t>MAX_ERROR_BODY_BYTES)
-    get.error_body = <char*>malloc(size)
-    if get.error_body != NULL:
-        memcpy(get.error_body, result.error_response_body.buffer, size)
-        get.error_body_size = size
+    memory = <char*>realloc(get.error_body, get.error_body_size + size)
+    if memory != NULL:
+        get.error_body = memory
+        memcpy(memory + get.error_body_size, body.ptr, size)
+        get.error_body_size += size
 
 
 # --- gets ---
@@ -367,21 +381,6 @@ cdef void cancel(Get* get) noexcept nogil:
     if get.connection != NULL:
         crt.connection_close(get.connection)
     pthread_mutex_unlock(&get.mutex)
-
-
-cdef void* new_message(
-    aws_byte_cursor path, const aws_http_header* headers, size_t count
-) noexcept nogil:
-    """Return the message of a GET; NULL without memory."""
-    cdef void* message = crt.new_request(crt.default_allocator())
-    cdef size_t index
-    if message == NULL:
-        return NULL
-    crt.set_method(message, cursor(b"GET", 3))
-    crt.set_path(message, path)
-    for index in range(count):
-        crt.add_header(message, headers[index])
-    return message
 
 
 cdef aws_byte_cursor cursor(const char* text, size_t size) noexcept nogil:

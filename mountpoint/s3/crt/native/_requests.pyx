@@ -36,30 +36,24 @@ from mountpoint.native._sync cimport (
     time_of,
     timespec,
 )
-from mountpoint.s3.crt.native._connections cimport (
-    Connection,
-    Connections,
-    Pool,
-    enter,
-    leave,
-    send_on,
-)
 from mountpoint.s3.crt.native._answers cimport NO_CHECKSUM, NOTHING, described_by
-from mountpoint.s3.crt.native._crt cimport Functions, aws_byte_cursor, aws_http_header
+from mountpoint.s3.crt.native._connections cimport Connection, Connections, Pool, enter, leave
+from mountpoint.s3.crt.native._crt cimport aws_byte_cursor, aws_http_header
+from mountpoint.s3.crt.native._functions cimport crt
 from mountpoint.s3.crt.native._gets cimport (
     Get,
     Queue,
     cancel,
-    crt,
     cursor,
     new_get,
-    new_message,
     release_get,
     release_queue,
     send,
 )
+from mountpoint.s3.crt.native._http cimport send_on
 
 from mountpoint.errors import TransportFault
+from mountpoint.s3.crt.native._functions import set_addresses
 
 # What the GETs of one version have in common, for reads in the lane. It owns a reference to the
 # Python objects that it points into.
@@ -82,6 +76,18 @@ cdef struct Template:
     Template* next              # in the queue's `gone`
 
 
+# A request.
+cdef struct wanted_t:
+    aws_byte_cursor path
+    aws_http_header* headers
+    size_t headers_count
+    const aws_http_header* range  # one more; NULL: none
+    const void* signing           # NULL: unsigned
+
+cdef enum:
+    MAX_SMALL_BYTES = 1 << 20     # that are sent on connections of our own
+
+
 # --- reads in the lane ---
 
 cdef Block* fetch(
@@ -101,7 +107,6 @@ cdef Block* fetch(
             block = ready_block(arrival)
             if block == NULL:
                 cancel(get)
-            leave(template.pool)
         release_get(get)
     release_arrival(arrival)
     return block
@@ -110,9 +115,10 @@ cdef Block* fetch(
 cdef bint send_range(
     Template* template, Get* get, long long start, unsigned long long thread
 ) noexcept nogil:
-    """Send a GET, and `enter` the pool; False if that fails."""
-    cdef Connection* connection
-    cdef bint sent
+    """Send the GET of a read in the lane; False if that fails."""
+    cdef aws_http_header range
+    cdef char text[64]
+    cdef wanted_t wanted
     # As `CrtClient.get` does: other stores than S3 send no checksum with a range.
     get.whole = template.verify and template.matches and get.size == template.object_size
     get.start = start
@@ -123,37 +129,59 @@ cdef bint send_range(
     get.single = template.single
     get.thread = thread
     get.begun_at_s = now_s()
+    wanted.path = template.path
+    wanted.headers = template.headers
+    wanted.headers_count = template.headers_count
+    wanted.range = NULL
+    if not get.whole:
+        memset(&range, 0, sizeof(range))
+        range.name = cursor(b"Range", 5)
+        range.value = cursor(text, snprintf(
+            text, sizeof(text), b"bytes=%lld-%lld", start, <long long>(start + get.size - 1)
+        ))
+        wanted.range = &range
+    wanted.signing = template.signing
+    return dispatch(template.client, template.pool, get, &wanted)
+
+
+cdef bint dispatch(void* client, Pool* pool, Get* get, const wanted_t* wanted) noexcept nogil:
+    """Send a GET on a connection, or by the S3 client; False if both refuse it."""
+    cdef Connection* connection
+    cdef void* message
+    cdef bint sent = False
     atomic_add(&get.refs, 1)  # for the CRT, until Python takes the get from the queue
-    connection = enter(template.pool)
-    sent = connection != NULL and send_message(template, get, connection)
+    if get.size <= MAX_SMALL_BYTES:
+        connection = enter(pool)
+        get.pool = pool
+        if connection != NULL:
+            message = new_message(wanted)
+            sent = send_on(connection, get, message, wanted.signing)
+            crt.release_message(message)
     if not sent:
-        sent = send_message(template, get, NULL)
+        message = new_message(wanted)
+        sent = message != NULL and send(client, get, message, wanted.signing)
+        crt.release_message(message)
     if not sent:
-        leave(template.pool)
+        if get.pool != NULL:
+            leave(pool)
+            get.pool = NULL
         release_get(get)
     return sent
 
 
-cdef bint send_message(Template* template, Get* get, Connection* connection) noexcept nogil:
-    """Send a GET on a connection, or with NULL by the S3 client; False if that fails."""
-    cdef aws_http_header range
-    cdef char text[64]
-    cdef bint sent
-    cdef void* message = new_message(template.path, template.headers, template.headers_count)
-    if message != NULL and not get.whole:
-        memset(&range, 0, sizeof(range))
-        range.name = cursor(b"Range", 5)
-        range.value = cursor(text, snprintf(
-            text, sizeof(text), b"bytes=%lld-%lld",
-            <long long>get.start, <long long>(get.start + get.size - 1),
-        ))
-        crt.add_header(message, range)
-    if connection != NULL:
-        sent = send_on(connection, get, message, template.signing)
-    else:
-        sent = message != NULL and send(template.client, get, message, template.signing)
-    crt.release_message(message)
-    return sent
+cdef void* new_message(const wanted_t* wanted) noexcept nogil:
+    """Return the message of a GET; NULL without memory."""
+    cdef void* message = crt.new_request(crt.default_allocator())
+    cdef size_t index
+    if message == NULL:
+        return NULL
+    crt.set_method(message, cursor(b"GET", 3))
+    crt.set_path(message, wanted.path)
+    for index in range(wanted.headers_count):
+        crt.add_header(message, wanted.headers[index])
+    if wanted.range != NULL:
+        crt.add_header(message, wanted.range[0])
+    return message
 
 
 cdef void destroy(source_t* source) noexcept nogil:
@@ -358,13 +386,7 @@ cdef class NativeGets:
     cdef Queue* queue
 
     def __cinit__(self, functions, client, Connections connections not None):
-        cdef void** fields = <void**>&crt
-        cdef size_t address
-        cdef int index
-        if len(functions) * sizeof(void*) != sizeof(Functions):
-            raise ValueError(f"{len(functions)} functions")
-        for index, address in enumerate(functions):
-            fields[index] = <void*>address
+        set_addresses(functions)
         self.client = client
         self.connections = connections
         self.native = first_field(client._binding, b"aws_s3_client")
@@ -409,25 +431,20 @@ cdef class NativeGets:
         get.whole = whole
         get.verify = verify
         get.single = single
-        cdef const void* config = config_of(signing)
-        cdef aws_http_header* fields = headers_of(headers)
-        cdef void* message = new_message(cursor_of(path), fields, len(headers))
-        free(fields)
-        if message == NULL:
-            release_get(get)
-            it.get = NULL
-            raise MemoryError()
+        cdef wanted_t wanted
+        wanted.path = cursor_of(path)
+        wanted.signing = config_of(signing)
+        wanted.headers = headers_of(headers)
+        wanted.headers_count = len(headers)
+        wanted.range = NULL
         cdef bint sent
-        # For the CRT, until Python takes the get from the queue.
-        get.refs += 1
         get.object = <void*>it
         Py_INCREF(it)
         with nogil:
-            sent = send(self.native, get, message, config)
-            crt.release_message(message)
+            sent = dispatch(self.native, self.connections.pool, get, &wanted)
+        free(wanted.headers)
         if not sent:
             Py_DECREF(it)
-            release_get(get)
             it.release()
             error = crt.error_str(crt.last_error()).decode()
             raise TransportFault(f"the request cannot be sent: {error}")
