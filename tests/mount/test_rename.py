@@ -77,6 +77,21 @@ def test_renamed_while_it_is_written(mount: Mount, flat_store: Store, size: int)
     assert pending(flat_store, "rename/") == []
 
 
+def test_renamed_after_a_failed_write(flat_store: Store, folder: Path) -> None:
+    """What is written then is in the renamed file, although the kernel looks no name up again."""
+    options = ["--prefix", "failed/", "--metadata-ttl", "300", *OPTIONS]
+    with mounted(flat_store, folder, *options) as it:
+        old, new = it.path / "old", it.path / "new"
+        old.write_bytes(b"content")
+        with pytest.raises(OSError, match="Invalid argument"), old.open("wb", buffering=0) as file:
+            os.pwrite(file.fileno(), b"not at its beginning", 5)
+        old.rename(new)
+        new.write_bytes(b"new")
+        assert new.read_bytes() == b"new"
+        assert content(flat_store, "failed/new") == b"new"
+        assert content(flat_store, "failed/old") is None
+
+
 def test_a_tree(mount: Mount, flat_store: Store) -> None:
     """A directory moves with all its contents, and a new one of the old name is empty."""
     sh(

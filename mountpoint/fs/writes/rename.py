@@ -14,6 +14,10 @@ file follows its object, so that it is uploaded to the right key.
 A rename waits for changes under way on both names and below them, such as a program's last close:
 the kernel reports it after the program has gone on. Changes that begin later wait for the rename
 (`fs/writes/key_locks`).
+
+The kernel gives the inode that it knows the new name, without a lookup. That may be an earlier
+version, or an inode that is no version any more. So these get the new name here, too: what programs
+write through them must not go to the old key.
 """
 
 from mountpoint.errors import (
@@ -115,6 +119,7 @@ class Renamer:
             raise EntryExists(TAKEN)
         writer = self._mount.local.file(parent.key, name)
         if writer is not None and writer.rename(to, new_name, self._condition(target)):
+            self._mount.inodes.move_others(parent, name, to, new_name, versions=False)
             self._mount.local.add_directory(parent.key)
             return
         entry = self._resolver.resolve(parent, name, attributes=False)[0]
@@ -149,6 +154,8 @@ class Renamer:
         if inode is not None:
             mount.inodes.moved(inode, to, name)
             mount.inodes.became(inode, info, 0.0)
+        # If it has no inode, the kernel knows an earlier version.
+        mount.inodes.move_others(parent, entry.name, to, name, versions=inode is None)
         self._backend.object_moved(entry.info, info)
         mount.caches.changed(to.key, name, info)
         mount.caches.changed(parent.key, entry.name, None)

@@ -20,6 +20,7 @@ from mountpoint.errors import (
     NotImplementedHere,
     NotPermitted,
     PreconditionFailed,
+    Superseded,
 )
 from mountpoint.fs.inodes import ROOT, InodeNumber
 from mountpoint.s3.client import ObjectInfo
@@ -112,6 +113,39 @@ def test_opened_for_writing_during_the_rename(monkeypatch: pytest.MonkeyPatch) -
         assert world.fs._local.writers() == []
         assert not world.fs._local._files
         world.close(world.create(b"a"))
+
+
+@pytest.mark.parametrize("why", ["it was read", "a write failed", "others have replaced it"])
+def test_known_by_an_old_inode(why: str) -> None:
+    """What is written after the rename is in the renamed file, also if the kernel looks up nothing.
+
+    It keeps the inode of a file that it has renamed. A writer has left that inode to readers, and
+    has not looked the name up again; or a write through it has failed; or a listing has shown
+    another version since the kernel's lookup.
+    """
+    options = {"allow_rename": True, "allow_overwrite": True, "allow_append": True}
+    with mounted({b"a": b"content"}, ttl_s=60.0, **options) as world:
+        number = world.look(b"a").inode
+        if why == "it was read":
+            world.read_file(number)
+            with pytest.raises(Superseded):
+                world.fs.open(number, os.O_WRONLY | os.O_APPEND)
+        elif why == "others have replaced it":
+            world.client.put(b"a", b"theirs")
+            assert world.names() == [b"a"]
+        else:
+            writer = world.fs.open(number, OVERWRITE)
+            world.fs.write(writer, 0, b"lost")
+            world.client.inject("put_object", Fault(error=AccessDenied("no")))
+            with pytest.raises(AccessDenied):
+                world.close(writer)
+        world.fs.rename(ROOT, b"a", ROOT, b"b")
+        writer = world.fs.open(number, OVERWRITE)
+        world.fs.write(writer, 0, b"new")
+        world.close(writer)
+        assert world.client.contents() == {b"b": b"new"}
+        assert world.look(b"b").inode == number
+        world.fs._inodes.check()
 
 
 def test_requests_of_a_rename() -> None:
