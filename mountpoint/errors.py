@@ -129,6 +129,10 @@ class NotSequential(Refusal):
         super().__init__(reason, hint)
 
 
+class UploadEnding(NotSequential):
+    """A write to an upload that is being completed. Another upload can begin where it ends."""
+
+
 class WriterKilled(OperationError):
     """The process that wrote a file was killed before it closed the file: nothing is uploaded."""
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import structlog
 
-from mountpoint.errors import AccessDenied, Interrupted, NotSequential, TooLarge
+from mountpoint.errors import AccessDenied, Interrupted, NotSequential, TooLarge, UploadEnding
 from mountpoint.s3.client import Body, Condition, ObjectClient, ObjectInfo, PutOptions
 from mountpoint.s3.content_types import after_rename
 from mountpoint.s3.retry import RetryPolicy
@@ -230,7 +230,7 @@ class Upload(SequentialUpload):
     def _turn(self) -> Iterator[None]:
         with super()._turn():
             if self._finishing:
-                raise NotSequential(
+                raise UploadEnding(
                     "the file is already uploaded: no more bytes can be written",
                     "mount with --staged-writes DIR to permit it",
                 )

@@ -12,7 +12,13 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from mountpoint.errors import NoSuchEntry, NotPermitted, OperationError, WriterKilled
+from mountpoint.errors import (
+    Interrupted,
+    NoSuchEntry,
+    NotPermitted,
+    OperationError,
+    WriterKilled,
+)
 from mountpoint.fs.inodes import ROOT, InodeNumber
 from mountpoint.fs.writes.key_locks import KeyLocks
 from tests.unit.interleaving import Interleaving, explore
@@ -164,6 +170,60 @@ def test_a_rename_to_a_file_that_is_being_closed(monkeypatch: pytest.MonkeyPatch
             assert it.waited_s == 0
 
     explore(run, 100)
+
+
+def test_one_file_by_several_writers() -> None:
+    """No object is given up while it is being created: it could appear after that of a later close.
+
+    A close is not failed by what other programs write, or cut, at that moment.
+    """
+    options = {"allow_overwrite": True, "allow_append": True}
+
+    def run(it: Interleaving) -> None:
+        with mounted({b"a": b"1234"}, stepped=True, **options) as world:
+            fs, content = world.fs, Kernel().content
+
+            def write(process: int, flags: int) -> None:
+                number = fs.lookup(ROOT, b"a").inode
+                with content(number):
+                    handle = fs.open(number, flags, process)
+                try:
+                    with content(number):
+                        fs.write(handle, fs.getattr(number).size_bytes, b"%d" % process)
+                    fs.flush(handle, process, killed=False)
+                finally:
+                    fs.release(handle)
+
+            def cut() -> None:
+                number = fs.lookup(ROOT, b"a").inode
+                with content(number):
+                    fs.set_attributes(number, size_bytes=0, mtime_ns=None)
+
+            def program(process: int) -> Callable[[], None]:
+                actions = [
+                    lambda: write(process, os.O_WRONLY | os.O_TRUNC),
+                    lambda: write(process, os.O_WRONLY | os.O_APPEND),
+                    cut,
+                ]
+                plan = [it.random.choice(actions) for _ in range(3)]
+
+                def run_plan() -> None:
+                    for action in plan:
+                        try:
+                            action()
+                        except Interrupted:
+                            raise
+                        except OperationError:
+                            pass
+
+                return run_plan
+
+            programs = [program(number) for number in range(3)]
+            it.run(*programs, servers=[answering(world.client, it)] * 2)
+            assert world.client.cancelled == 0
+            assert world.fs._local.writers() == []
+
+    explore(run, 300)
 
 
 def test_a_lookup_while_the_file_is_closed_and_forgotten() -> None:

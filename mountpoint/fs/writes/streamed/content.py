@@ -105,14 +105,16 @@ class StreamedContent:
             self._go_on(self.written_bytes)
         self._min_bytes = size_bytes
 
-    def restart(self) -> None:
-        """Start again with an empty file."""
+    def restart(self) -> SequentialUpload | None:
+        """Start again with an empty file; return the upload that the caller has to abort.
+
+        No thread may be completing it: its object could appear after that of a later upload.
+        """
         begun = self.upload
         self._min_bytes = 0
         self._on_base_bytes = 0
         self.upload = self._begin(None)
-        if begun is not None:
-            begun.abort()
+        return begun
 
     def finish(self, upload: SequentialUpload) -> ObjectInfo:
         """Finish an upload of this file, with the size that was set; return the new object."""

@@ -12,7 +12,13 @@ import os
 import time
 from collections.abc import Callable
 
-from mountpoint.errors import NotPermitted, NotSequential, OperationError, WriterKilled
+from mountpoint.errors import (
+    NotPermitted,
+    NotSequential,
+    OperationError,
+    UploadEnding,
+    WriterKilled,
+)
 from mountpoint.fs.inodes import Inode, PageState
 from mountpoint.fs.posix_metadata import FileAttributes
 from mountpoint.fs.writes.context import WriteContext
@@ -142,7 +148,11 @@ class StreamedWriter:
         """Raise the error that the file has failed with, if any."""
         upload = self._content.upload
         if upload is not None:
-            upload.check()
+            try:
+                upload.check()
+            except OperationError:
+                if upload is self._content.upload:  # not given up for another one
+                    raise
         if self._life.failure is not None:
             raise self._life.failure
 
@@ -189,6 +199,14 @@ class StreamedWriter:
         `offset` None: at the end of the file.
         Raises NotSequential, NotPermitted if the file is being read, and what uploads raise.
         """
+        while True:
+            try:
+                return self._write(offset, data)
+            except UploadEnding:  # another program has closed the file at this moment
+                pass
+
+    def _write(self, offset: int | None, data: bytes) -> int:
+        """Do the same. Raises UploadEnding if another thread begins to complete the upload."""
         ended = not self._life.takes_writes
         if ended:
             self._await_upload()
@@ -207,6 +225,8 @@ class StreamedWriter:
             self._reopen()
         try:
             written = content.write(offset, data)
+        except UploadEnding:
+            raise
         except OperationError as error:
             if self._discards(offset, len(data)):
                 return len(data)
@@ -217,13 +237,18 @@ class StreamedWriter:
 
     def truncate(self, size_bytes: int) -> None:
         """Give the file another size. Raises NotPermitted for one below what was written."""
+        while not self._truncate(size_bytes):
+            pass  # another program has closed the file at this moment
+
+    def _truncate(self, size_bytes: int) -> bool:
+        """Do the same; False if another thread begins to complete the upload."""
         if self.removed:
             self._removed_bytes = size_bytes
-            return
+            return True
         self._await_upload()
         content = self._content
         if size_bytes == self.size_bytes:
-            return
+            return True
         stored = self._replaces and content.base is not None
         if not size_bytes and stored and not self._mount.config.allow_overwrite:
             raise file_exists()
@@ -233,12 +258,18 @@ class StreamedWriter:
             )
         if not self._life.takes_writes:
             self._reopen()
-        if not size_bytes:
-            self._attributes.forget_time()
-            content.restart()
-        else:
+        if size_bytes:
             content.set_size(size_bytes)
+        else:
+            with self._life.lock:
+                if not self._life.takes_writes:
+                    return False
+                self._attributes.forget_time()
+                begun = content.restart()
+            if begun is not None:
+                begun.abort()
         self._attributes.mtime_ns = time.time_ns()
+        return True
 
     def flush(self, *, ends: bool, wrote: bool, killed: bool) -> None:
         """Note that a process closes a descriptor of a handle that can write.
