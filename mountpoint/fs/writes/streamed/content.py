@@ -2,7 +2,7 @@
 
 import threading
 
-from mountpoint.errors import NotSequential, TooLarge
+from mountpoint.errors import NotSequential, StaleInode, TooLarge
 from mountpoint.fs.inodes import Inode
 from mountpoint.fs.writes.context import WriteContext, unchanged
 from mountpoint.fs.writes.streamed.attributes import StreamedAttributes
@@ -153,7 +153,8 @@ class StreamedContent:
     def _go_on(self, offset: int) -> SequentialUpload:
         """Begin an upload on `base`. The kernel allows no other write to the inode meanwhile."""
         base = self.base
-        assert base is not None
+        if base is None:  # `discard` came first
+            raise StaleInode("the file was removed")
         if offset not in (self.written_bytes, base.size_bytes):
             raise NotSequential(
                 f"a write at {offset}, but the next byte to write is {self.written_bytes}"

@@ -32,6 +32,7 @@ from mountpoint.fs.inodes import ROOT
 from mountpoint.fs.writes.streamed import lifecycle
 from mountpoint.fs.writes.streamed import open as write_opener
 from mountpoint.fs.writes.streamed import writes as streamed_writes
+from mountpoint.fs.writes.streamed.content import StreamedContent
 from mountpoint.fs.writes.streamed.writer import StreamedWriter
 from mountpoint.s3.client import ALWAYS, Body, Condition, PutOptions, Written
 from tests.unit.fake_client import Fault, Request
@@ -778,6 +779,22 @@ def test_deleting() -> None:
         world.fs.release(reader)
         world.write_file(b"a", b"new")
         assert world.read_file(world.look(b"a").inode) == b"new"
+
+
+def test_deleting_at_the_moment_of_a_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write to a file that loses its name at that moment succeeds, as a later one would."""
+    with mounted() as world:
+        handle = world.create(b"a", OPENER)
+        write = StreamedContent.write
+
+        def late(content: StreamedContent, offset: int, data: bytes) -> int:
+            world.fs.unlink(ROOT, b"a")
+            return write(content, offset, data)
+
+        monkeypatch.setattr(StreamedContent, "write", late)
+        assert world.fs.write(handle, 0, b"123") == 3
+        world.close(handle, OPENER)
+        assert world.client.keys() == []
 
 
 def test_deleting_something_other_than_a_file() -> None:
