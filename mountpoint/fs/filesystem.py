@@ -47,8 +47,8 @@ from mountpoint.fs.writes.rename import Renamer
 from mountpoint.fs.writes.reopen import ReopenedInodes
 from mountpoint.fs.writes.unlink import Remover
 from mountpoint.listing import tree
+from mountpoint.native._handles import FIRST_HANDLE, NativeHandles
 from mountpoint.native._lane import unregister
-from mountpoint.native._prepared import FIRST_HANDLE, PreparedFiles
 from mountpoint.read.stream import Bytes
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.system.memory import drop_leftovers, give_back
@@ -93,10 +93,10 @@ class FileSystem:
         local: OverlayNames,
         caches: Caches,
         files: HandleTable[OpenFile],
+        native_handles: NativeHandles,
         open_directories: HandleTable[DirectoryHandle],
         directories: Directories,
         opener: Opener,
-        prepared: PreparedFiles,
         preparer: Preparer,
         readers: Readers,
         reopened: ReopenedInodes,
@@ -113,10 +113,10 @@ class FileSystem:
         self._local = local
         self._caches = caches
         self._files = files
+        self._native_handles = native_handles
         self._open_directories = open_directories
         self._directories = directories
         self._opener = opener
-        self._prepared = prepared
         self.preparer = preparer
         self._readers = readers
         self._reopened = reopened
@@ -175,7 +175,7 @@ class FileSystem:
         left_s = inode.fresh_until_s - time.monotonic()
         if left_s > 0:
             return self._attribute_view.attributes(inode, left_s)
-        if self._prepared.is_open(number):
+        if self._native_handles.is_open(number):
             return self._attribute_view.attributes(inode, self._ttl_s)
         refreshes = self._caches.refreshes
         entry, fresh_until_s = self._resolver.resolve(inode.parent or inode, inode.name)
@@ -203,7 +203,7 @@ class FileSystem:
     def sweep(self) -> None:
         """Drop expired listings, and give memory back after many forgets. Called once a second."""
         self._caches.sweep()
-        for number in self._prepared.take_unknown():
+        for number in self._native_handles.take_unknown():
             with contextlib.suppress(BadHandle):
                 self.release(HandleNumber(number))
         now_s = time.monotonic()
@@ -387,7 +387,7 @@ class FileSystem:
     def read(self, number: HandleNumber, offset: int, size: int) -> Bytes:
         """Return the bytes [offset, offset + size), fewer only at the end of the file."""
         if number >= FIRST_HANDLE:
-            data = self._prepared.read(number, offset, size)
+            data = self._native_handles.read(number, offset, size)
             if data is not None:
                 return data
         return self._files.get(number).read(offset, size)
@@ -469,7 +469,7 @@ class FileSystem:
 
     def open_files(self) -> int:
         """Return the number of open file handles."""
-        return len(self._files) + self._prepared.opened
+        return len(self._files) + len(self._native_handles)
 
     def being_written(self) -> list[UnfinishedFile]:
         """Return the files whose latest content is not in S3."""

@@ -16,8 +16,8 @@ from mountpoint.listing.directory import DirectoryListing
 from mountpoint.listing.flat import CompleteDirectory
 from mountpoint.listing.page_chain import PageRequest
 from mountpoint.listing.tree import Entry
+from mountpoint.native._handles import FIRST_HANDLE
 from mountpoint.native._lane import Lane
-from mountpoint.native._prepared import FIRST_HANDLE
 from mountpoint.read.stream import Bytes
 from mountpoint.s3.client import ObjectClient
 from mountpoint.s3.retry import RetryPolicy

@@ -37,8 +37,9 @@ from mountpoint.fs.writes.backend import WriteBackend
 from mountpoint.fs.writes.open_flags import changes
 from mountpoint.fs.writes.readers import Readers
 from mountpoint.listing.cache import ListingCache
+from mountpoint.native._handles import OpenedFile
 from mountpoint.native._lane import Lane, unregister
-from mountpoint.native._prepared import OpenedFile, PreparedFiles
+from mountpoint.native._prepared import PreparedFiles
 from mountpoint.read.stream import SMALL_BYTES, Bytes, ReadStream
 from mountpoint.read.streams import Streams
 from mountpoint.s3.client import ObjectClient, ObjectInfo
@@ -271,7 +272,7 @@ class Opener:
         self._prepared.forget_all()
         with self._adopting:
             self._mark_opened()
-            for opened in self._prepared.take(inode.number):
+            for opened in self._prepared.handles.take(inode.number):
                 self._adopt(inode, opened)
 
     def note_opened(self) -> None:
@@ -282,7 +283,7 @@ class Opener:
     def adopt_handle(self, number: HandleNumber) -> None:
         """Give a handle an object, if it was opened without the interpreter."""
         with self._adopting:
-            opened = self._prepared.take_handle(number)
+            opened = self._prepared.handles.take_handle(number)
             if opened is None:
                 return
             try:

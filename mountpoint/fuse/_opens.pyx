@@ -1,6 +1,7 @@
 """OPEN, FLUSH and RELEASE of prepared files, answered between the kernel and llfuse.
 
-`native._prepared` has the files. The meters count these operations as if Python had served them.
+`native._prepared` has the files, and `native._handles` the handles of those that are open. The
+meters count these operations as if Python had served them.
 """
 
 from libc.errno cimport EINTR, errno
@@ -31,15 +32,8 @@ from mountpoint.metrics._histogram cimport (
     timer_t,
     undo_timer,
 )
-from mountpoint.native._prepared cimport (
-    PreparedFiles,
-    close_prepared,
-    has_opened,
-    is_prepared,
-    note_unknown,
-    open_prepared,
-    table_t,
-)
+from mountpoint.native._handles cimport close_handle, has_handle, note_unknown
+from mountpoint.native._prepared cimport PreparedFiles, is_prepared, open_prepared, table_t
 
 # Set by `serve_opens`; `served` keeps their objects.
 cdef table_t* files = NULL
@@ -83,8 +77,8 @@ cdef bint open_file(const InHeader* header, const OpenIn* how, int descriptor) n
     out.backing = 0
     # The kernel releases no handle that it has not got.
     if not claim_request() or not deliver(header, &out, descriptor):
-        if not close_prepared(files, out.handle):
-            note_unknown(files, out.handle)
+        if not close_handle(files.handles, out.handle):
+            note_unknown(files.handles, out.handle)
     end_timer(open_timer, begun_ns, monotonic_ns(), False)
     return True
 
@@ -94,11 +88,11 @@ cdef bint close_file(const InHeader* header, const ReleaseIn* how, int descripto
     cdef bint releases = header.opcode == RELEASE
     cdef timer_t* timer = release_timer if releases else flush_timer
     cdef int64_t begun_ns
-    if not has_opened(files, how.handle):
+    if not has_handle(files.handles, how.handle):
         return False
     begin_timer(timer)
     begun_ns = monotonic_ns()
-    if releases and not close_prepared(files, how.handle):
+    if releases and not close_handle(files.handles, how.handle):
         undo_timer(timer)
         return False
     send_header(descriptor, header.unique, 0)

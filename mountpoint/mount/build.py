@@ -33,6 +33,7 @@ from mountpoint.fs.writes.streamed.writes import StreamedWrites
 from mountpoint.fs.writes.unlink import Remover
 from mountpoint.listing.cache import ListingCache
 from mountpoint.listing.prefetch import WalkPrefetcher
+from mountpoint.native._handles import NativeHandles
 from mountpoint.native._prepared import PreparedFiles
 from mountpoint.read.streams import Streams
 from mountpoint.s3.client import ObjectClient
@@ -72,10 +73,11 @@ def build_filesystem(
     `prepared` are the files that are opened without the interpreter.
     """
     if prepared is None:
-        prepared = PreparedFiles(None if session is None else session.journal)
+        prepared = PreparedFiles(NativeHandles(None if session is None else session.journal))
+    native_handles = prepared.handles
     if session is not None:
-        session.beside = prepared.text
-    streams.count_also(prepared.take_read_bytes)
+        session.beside = native_handles.text
+    streams.count_also(native_handles.take_read_bytes)
     bits = SHORT_BITS if config.inode32 else LONG_BITS
     inodes = InodeTable(prefix, bits, session, prepared.forget)
     local = OverlayNames(prefix, session, prepared.forget_all)
@@ -174,7 +176,15 @@ def build_filesystem(
     directories = Directories(context, listings, walks)
     if session is not None:
         found = recover(
-            session, inodes, local, files, open_directories, opener, directories, staged, prepared
+            session,
+            inodes,
+            local,
+            files,
+            open_directories,
+            opener,
+            directories,
+            staged,
+            native_handles,
         )
         if any(found):
             log.info("open files and directories go on", **found._asdict())
@@ -184,10 +194,10 @@ def build_filesystem(
         local=local,
         caches=caches,
         files=files,
+        native_handles=native_handles,
         open_directories=open_directories,
         directories=directories,
         opener=opener,
-        prepared=prepared,
         preparer=preparer,
         readers=readers,
         reopened=reopened,

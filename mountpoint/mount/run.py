@@ -40,7 +40,8 @@ from mountpoint.mount.kept.upgrade import Upgrade
 from mountpoint.mount.shared_cache import cache_bucket, shared_cache
 from mountpoint.mount.signals import SignalWatcher, nudge_workers
 from mountpoint.native import _blocks
-from mountpoint.native._prepared import FIRST_HANDLE, PreparedFiles
+from mountpoint.native._handles import FIRST_HANDLE, NativeHandles
+from mountpoint.native._prepared import PreparedFiles
 from mountpoint.read.streams import Streams
 from mountpoint.s3.aws.ec2 import Instance
 from mountpoint.s3.aws.endpoint import Endpoint
@@ -186,9 +187,10 @@ def _serve(
     held_bytes = 0
     if config.filesystem.asks_on_open and config.cache.directory is None and config.mount.channel:
         held_bytes = config.read.memory_bytes // HELD_SHARE
-    prepared = PreparedFiles(None if turn is None else turn.log.journal, held_bytes)
+    native_handles = NativeHandles(None if turn is None else turn.log.journal, held_bytes)
     # Apart from those of another process of this mount, of which the kernel may still know some.
-    prepared.number_from(FIRST_HANDLE + (time.monotonic_ns() >> 28 << 30))
+    native_handles.number_from(FIRST_HANDLE + (time.monotonic_ns() >> 28 << 30))
+    prepared = PreparedFiles(native_handles)
     cache = _cache(config, client.endpoint, meters, prepared)
     _blocks.keep_at_most(_kept_bytes(config.read, 0 if cache is None else cache.queue_bytes))
     read_config = replace(config.read, memory_bytes=config.read.memory_bytes - held_bytes)

@@ -29,6 +29,7 @@ from mountpoint.listing.cache import ListingCache
 from mountpoint.metrics.counters import Counters
 from mountpoint.mount import build
 from mountpoint.mount.build import build_filesystem
+from mountpoint.native._handles import NativeHandles
 from mountpoint.native._prepared import PreparedFiles
 from mountpoint.read.streams import Streams
 from mountpoint.s3.retry import RetryPolicy
@@ -54,7 +55,7 @@ class Mounted:
         session = options.pop("session", None)
         journal = None if session is None else session.journal
         #: The files that are opened without the interpreter: `world.fs.preparer` prepares them.
-        self.prepared = PreparedFiles(journal, options.pop("held_bytes", 0))
+        self.prepared = PreparedFiles(NativeHandles(journal, options.pop("held_bytes", 0)))
         directory = options.pop("cache", None)
         self.cache = None if directory is None else self._cache(directory)
         self.streams = Streams(client, read, retry_policy, self.counters, self.cache)
@@ -159,7 +160,7 @@ def mounted(objects: Mapping[bytes, bytes] | None = None, /, **options: Any) -> 
 
     The options are those of FileSystemConfig, ChangeConfig and FakeClient, `prefix`, `total_s`,
     `memory_bytes`, `write` (a WriteConfig), `cache` (a directory for the data cache),
-    `held_bytes` (see PreparedFiles), and `unproven`: the first open for writing checks the
+    `held_bytes` (see NativeHandles), and `unproven`: the first open for writing checks the
     permission.
     """
     clock = SimpleNamespace(now_s=1000.0)

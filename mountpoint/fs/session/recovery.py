@@ -27,8 +27,8 @@ from mountpoint.fs.session.log import (
 )
 from mountpoint.fs.writes.staged.writer import StagedHandle
 from mountpoint.fs.writes.staged.writes import StagedWrites
+from mountpoint.native._handles import NativeHandles
 from mountpoint.native._lane import Lane
-from mountpoint.native._prepared import PreparedFiles
 from mountpoint.s3.client import ObjectInfo
 
 
@@ -141,7 +141,7 @@ def recover(
     opener: Opener,
     directories: Directories,
     staged: StagedWrites | None,
-    prepared: PreparedFiles,
+    native_handles: NativeHandles,
 ) -> Recovered:
     """Restore all that the log has. Sends no request. `staged` None: files are not staged."""
     for prefix in log.records("created"):
@@ -174,7 +174,7 @@ def recover(
             handle.lane.register(number)
         handles[HandleNumber(number)] = handle
     files.restore(handles, _made_for(log, "handle"))
-    prepared.number_from(max(handles, default=0) + 1)
+    native_handles.number_from(max(handles, default=0) + 1)
     listings = {}
     for number, fields in log.records("listing").items():
         directory = found.get(fields["inode"])

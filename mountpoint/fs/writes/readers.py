@@ -38,7 +38,7 @@ class Readers:
 
     `drop_pages` makes the kernel forget the cached pages of an inode that is not open; it returns
     whether that is certain. `threads`: how many the mount has. `adopt` makes readers that opened an
-    inode without the interpreter known here (`native._prepared`).
+    inode without the interpreter known here (`native._handles`).
     """
 
     def __init__(

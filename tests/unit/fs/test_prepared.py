@@ -19,8 +19,8 @@ from mountpoint.fs.inodes import InodeNumber
 from mountpoint.fs.prepared import BATCH_FILES, LATE_S, LOOKUPS, MAX_CREDIT
 from mountpoint.fs.session.log import SessionLog, new_log
 from mountpoint.fuse.operations import Operations
+from mountpoint.native._handles import FIRST_HANDLE
 from mountpoint.native._lane import LaneSource, registered
-from mountpoint.native._prepared import FIRST_HANDLE
 from mountpoint.staging.area import StagingArea
 from tests.unit.fake_client import SAFE_S, FakeClient
 from tests.unit.mounted import Mounted, mounted
@@ -103,7 +103,7 @@ def opened(world: Mounted, inode: InodeNumber, request: int = 0) -> HandleNumber
 
 def can_open(world: Mounted, inode: InodeNumber) -> bool:
     handle = opened(world, inode)
-    return handle > 0 and world.prepared.close(handle)
+    return handle > 0 and world.prepared.handles.close(handle)
 
 
 # --- which files ---
@@ -118,7 +118,7 @@ def test_the_files_that_follow(world: Mounted) -> None:
         handle = opened(world, inode)
         assert handle >= FIRST_HANDLE, number
         assert bytes(world.fs.read(handle, 0, 1 << 20)) == content(number)
-        assert world.prepared.close(handle)
+        assert world.prepared.handles.close(handle)
     for name in (b"d/large", b"d/missing"):
         assert not can_open(world, world.look(name).inode)
     assert world.client.requests == []
@@ -354,7 +354,7 @@ def test_the_writer_may_come_after_the_reader(writable: Mounted) -> None:
     """Once the reader has closed the file, it is written through the same inode."""
     inode = inodes(writable)[7]
     handle = opened(writable, inode)
-    assert writable.prepared.close(handle)
+    assert writable.prepared.handles.close(handle)
     writing = writable.fs.open(inode, os.O_WRONLY | os.O_TRUNC)
     assert not can_open(writable, inode)
     writable.close(writing)
@@ -366,9 +366,9 @@ def test_a_handle_that_python_needs(world: Mounted) -> None:
     handle = opened(world, inode)
     assert world.fs.open_files() == 1
     assert world.fs.file(handle).inode.number == inode
-    assert world.prepared.opened == 0
+    assert len(world.prepared.handles) == 0
     assert world.fs.open_files() == 1
-    assert not world.prepared.close(handle)
+    assert not world.prepared.handles.close(handle)
     assert bytes(world.fs.read(handle, 0, 1 << 20)) == content(7)
     world.fs.flush(handle, 1, killed=False)
     world.fs.release(handle)
@@ -417,7 +417,7 @@ def test_attributes_of_an_open_file(world: Mounted) -> None:
     world.pass_s(2 * TTL_S)
     assert world.fs.getattr(inode).size_bytes == len(content(7))
     assert world.client.requests == []
-    assert world.prepared.close(handle)
+    assert world.prepared.handles.close(handle)
 
 
 def test_many_threads_need_one_handle(world: Mounted) -> None:
@@ -481,7 +481,7 @@ def test_an_append_to_a_file_that_was_read(world: Mounted) -> None:
     inode = inodes(world)[7]
     handle = opened(world, inode)
     assert bytes(world.fs.read(handle, 0, 1 << 20)) == content(7)
-    assert world.prepared.close(handle)
+    assert world.prepared.handles.close(handle)
     with pytest.raises(Superseded):
         world.fs.open(inode, os.O_WRONLY | os.O_APPEND)
     append(world, b"d/07")
@@ -522,7 +522,7 @@ def test_another_process_goes_on(cache: str) -> None:
         prepare(dead)
         known = inodes(dead)
         closed, held, adopted = (opened(dead, each, each) for each in known[5:8])
-        assert dead.prepared.close(closed)
+        assert dead.prepared.handles.close(closed)
         dead.fs.file(adopted)
         while not published:  # a new memfd has both, too
             if not can_open(dead, known[9]):
@@ -540,8 +540,8 @@ def test_another_process_goes_on(cache: str) -> None:
         live.fs.release(adopted)
         new = live.fs.open(live.look(b"d/01").inode, os.O_RDONLY)
         assert new < FIRST_HANDLE
-        live.prepared.number_from(0)
-        assert live.prepared.opened == 0
+        live.prepared.handles.number_from(0)
+        assert len(live.prepared.handles) == 0
 
 
 def test_a_close_that_the_log_has_no_room_for(cache: str) -> None:
@@ -553,7 +553,7 @@ def test_a_close_that_the_log_has_no_room_for(cache: str) -> None:
         prepare(world)
         handle = opened(world, inodes(world)[7])
         log.journal.seal()
-        assert not world.prepared.close(handle)
+        assert not world.prepared.handles.close(handle)
         Operations(world.fs, lambda: None).release(handle)
         assert registered() == before
         assert world.fs.open_files() == 0
@@ -599,7 +599,7 @@ def test_a_file_that_is_looked_up(asking: Mounted) -> None:
         if handle:
             found += 1
             assert bytes(asking.fs.read(handle, 0, 1000)) == b"%03d" % number * 100
-            assert asking.prepared.close(handle)
+            assert asking.prepared.handles.close(handle)
         assert not opened(asking, inode)
     assert 2 * LOOKUPS - 4 <= found < 2 * LOOKUPS  # some are left to Python, which learns
 
@@ -624,11 +624,11 @@ def test_files_that_follow(asking: Mounted) -> None:
     for number in range(1, 1 + BATCH_FILES):
         handle = opened(asking, files[number])
         assert bool(handle) == (number != 5)
-        assert not handle or asking.prepared.close(handle)
+        assert not handle or asking.prepared.handles.close(handle)
     assert not opened(asking, files[2 * BATCH_FILES])
     step(asking)  # the first one was opened
     for number in range(1 + BATCH_FILES, 2 * BATCH_FILES):
-        assert asking.prepared.close(opened(asking, files[number])), number
+        assert asking.prepared.handles.close(opened(asking, files[number])), number
 
 
 def test_files_that_follow_while_s3_is_late(
@@ -650,7 +650,7 @@ def test_files_that_follow_while_s3_is_late(
     known(asking, range(50, 70))
     asking.prepared.wake(files[3])
     step(asking)
-    assert asking.prepared.close(opened(asking, files[4]))
+    assert asking.prepared.handles.close(opened(asking, files[4]))
 
 
 def test_an_object_that_was_replaced(asking: Mounted) -> None:
@@ -671,7 +671,7 @@ def test_s3_is_late(asking: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not opened(asking, inode)
     found = [opened(asking, asking.look(b"d/%03d" % number).inode) for number in range(102, 106)]
     assert found == [0, 0, 0, 0]
-    assert asking.prepared.close(opened(asking, before))
+    assert asking.prepared.handles.close(opened(asking, before))
 
 
 def test_the_kernel_has_pages(asking: Mounted) -> None:
@@ -679,7 +679,7 @@ def test_the_kernel_has_pages(asking: Mounted) -> None:
     inode = asking.look(b"d/100").inode
     handle = opened(asking, inode)
     assert handle
-    assert asking.prepared.close(handle)
+    assert asking.prepared.handles.close(handle)
     asking.client.requests.clear()
     asking.fs.release(asking.fs.open(asking.look(b"d/100").inode, os.O_RDONLY))
     assert [each.kind for each in asking.client.requests] == ["head"]

@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from mountpoint.native._handles import NativeHandles
 from mountpoint.native._journal import Journal
 from mountpoint.native._prepared import PreparedFiles
 
@@ -41,7 +42,7 @@ def add(
 
 def opened_file(probe: Any, journal: Journal | None = None) -> tuple[PreparedFiles, int]:
     """Return files of which one, with inode 5, is open; and its handle."""
-    files = PreparedFiles(journal)
+    files = PreparedFiles(NativeHandles(journal))
     assert add(files, 5, source_of(probe))
     handle = files.open(5, 77, 0.0)
     assert handle

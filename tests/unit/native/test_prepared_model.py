@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mountpoint.native import _lane
-from mountpoint.native._prepared import FIRST_HANDLE, OpenedFile, PreparedFiles
+from mountpoint.native._handles import FIRST_HANDLE, NativeHandles, OpenedFile
+from mountpoint.native._prepared import PreparedFiles
 from tests.soak import examples
 from tests.unit.native import building
 from tests.unit.native.prepared_files import (
@@ -56,7 +57,8 @@ class Prepared(RuleBasedStateMachine):
         self.probe = building.probe()
         self.before = _lane.registered(), self.probe.sources()
         self.journal, self.file = mapped(LOG_BYTES)
-        self.files = PreparedFiles(self.journal)
+        self.handles = NativeHandles(self.journal)
+        self.files = PreparedFiles(self.handles)
         self.now_s = self.generation = self.places = 0
         self.prepared: dict[int, Version] = {}
         self.opened: dict[int, Opened] = {}
@@ -127,14 +129,14 @@ class Prepared(RuleBasedStateMachine):
     def close(self, number: int) -> None:
         handle = self._handle(number)
         closed = handle in self.opened and self._log(b'["handle",%d]\n' % handle)
-        assert self.files.close(handle) == closed
+        assert self.handles.close(handle) == closed
         if closed:
             self.read_bytes += self.opened.pop(handle).read_bytes
 
     @rule(number=NUMBERS, offset=st.integers(0, 25), size=st.integers(0, 25))
     def read(self, number: int, offset: int, size: int) -> None:
         handle = self._handle(number)
-        data = self.files.read(handle, offset, size)
+        data = self.handles.read(handle, offset, size)
         opened = self.opened.get(handle)
         if opened is None:
             assert data is None
@@ -157,18 +159,18 @@ class Prepared(RuleBasedStateMachine):
     @rule(inode=INODES)
     def take(self, inode: int) -> None:
         handles = [each for each, its in self.opened.items() if its.version.inode == inode]
-        assert sorted(self.files.take(inode)) == [self._take(handle) for handle in handles]
+        assert sorted(self.handles.take(inode)) == [self._take(handle) for handle in handles]
 
     @rule(number=NUMBERS)
     def take_handle(self, number: int) -> None:
         handle = self._handle(number)
         expected = self._take(handle) if handle in self.opened else None
-        taken = self.files.take_handle(handle)
+        taken = self.handles.take_handle(handle)
         assert taken == expected
 
     @rule()
     def take_read_bytes(self) -> None:
-        assert self.files.take_read_bytes() == self.read_bytes
+        assert self.handles.take_read_bytes() == self.read_bytes
         self.read_bytes = 0
 
     @rule()
@@ -179,7 +181,7 @@ class Prepared(RuleBasedStateMachine):
     @rule(ahead=st.sampled_from([1, 2, BUCKETS]))
     def number_from(self, ahead: int) -> None:
         self.next += ahead
-        self.files.number_from(self.next)
+        self.handles.number_from(self.next)
 
     @rule()
     def seal(self) -> None:
@@ -200,7 +202,7 @@ class Prepared(RuleBasedStateMachine):
     @invariant()
     def counts(self) -> None:
         files = self.files
-        assert (len(files), files.opened) == (len(self.prepared), len(self.opened))
+        assert (len(files), len(self.handles)) == (len(self.prepared), len(self.opened))
         assert (files.opens, files.used) == (self.opens, self.used)
         assert files.generation == self.generation
         for inode in (1, 2, 3, 1 + BUCKETS):
@@ -209,11 +211,11 @@ class Prepared(RuleBasedStateMachine):
                 version is not None and self._is_valid(version)
             ), inode
             is_open = any(each.version.inode == inode for each in self.opened.values())
-            assert files.is_open(inode) == is_open, inode
+            assert self.handles.is_open(inode) == is_open, inode
 
     @invariant()
     def logged(self) -> None:
-        lines = self.files.text().splitlines(keepends=True)
+        lines = self.handles.text().splitlines(keepends=True)
         assert sorted(lines) == sorted(each.line for each in self.opened.values())
         assert os.pread(self.file, LOG_BYTES, 0).rstrip(b"\0") == self.log
 
@@ -226,7 +228,7 @@ class Prepared(RuleBasedStateMachine):
         assert self.probe.sources() == self.before[1] + len(needed)
 
     def teardown(self) -> None:
-        del self.files
+        del self.files, self.handles
         assert (_lane.registered(), self.probe.sources()) == self.before
         os.close(self.file)
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from mountpoint.native import _lane
-from mountpoint.native._prepared import OpenedFile, PreparedFiles
+from mountpoint.native._handles import NativeHandles, OpenedFile
+from mountpoint.native._prepared import PreparedFiles
 from tests.soak import seeds
 from tests.unit.native.prepared_files import (
     DATA,
@@ -33,7 +34,8 @@ class Crowd:
         self.seed = seed
         self.sources = [source_of(probe, DATA[inode:]) for inode in range(FEW)]
         self.journal, self.file = mapped()
-        self.files = PreparedFiles(self.journal)
+        self.handles = NativeHandles(self.journal)
+        self.files = PreparedFiles(self.handles)
         self.stopping = threading.Event()
         # Threads append to these lists; each time that is one step of the interpreter.
         self.opened: list[int] = []
@@ -63,16 +65,16 @@ class Crowd:
             if len(held) == HELD:
                 handle = drawn.choice(list(held))
                 sizes = held.pop(handle)
-                if self.files.close(handle):
+                if self.handles.close(handle):
                     self.closed.append(handle)
                     self.read_and_closed += sizes
                 else:  # it was taken, or the log is full: then Python takes it
-                    self._note(self.files.take_handle(handle))
+                    self._note(self.handles.take_handle(handle))
 
     def _read(self, handle: int, inode: int, drawn: random.Random) -> int:
         """Read, and return how much."""
         offset, size = drawn.randrange(SIZE - FEW), drawn.randrange(1, SIZE)
-        data = self.files.read(handle, offset, size)
+        data = self.handles.read(handle, offset, size)
         if data is None:  # it was taken
             return 0
         if data != DATA[inode:][offset : offset + size]:
@@ -95,12 +97,12 @@ class Crowd:
             if what == 0:
                 self.files.forget_all()
             elif what == 1:
-                for opened in self.files.take(inode):
+                for opened in self.handles.take(inode):
                     self._note(opened)
             elif what == 2 and self.opened:
-                self._note(self.files.take_handle(drawn.choice(self.opened[-10:])))
+                self._note(self.handles.take_handle(drawn.choice(self.opened[-10:])))
             else:
-                self.files.is_open(inode)
+                self.handles.is_open(inode)
                 self.files.wake(inode)
 
     def rewrite(self, drawn: random.Random) -> None:
@@ -109,7 +111,7 @@ class Crowd:
             if self.journal.append(b"\n"):
                 continue
             self.journal.seal()
-            text = self.files.text()
+            text = self.handles.text()
             os.ftruncate(self.file, 0)
             os.ftruncate(self.file, len(text) + drawn.randrange(1, 5000))
             os.pwrite(self.file, text, 0)
@@ -166,10 +168,9 @@ def test_threads(probe: Any, seed: int) -> None:
     assert len(set(ended)) == len(ended), "a handle has ended twice"
     left = set(crowd.opened) - set(ended)
     assert crowd.open_in_log() - set(crowd.taken) == left
-    files = crowd.files
-    assert (files.opened, _lane.registered()) == (len(left), before + len(left))
+    assert (len(crowd.handles), _lane.registered()) == (len(left), before + len(left))
     for handle in left:
-        assert files.take_handle(handle) is not None, "a handle was lost"
+        assert crowd.handles.take_handle(handle) is not None, "a handle was lost"
         _lane.unregister(handle)
     assert _lane.registered() == before
-    assert sum(crowd.read_and_closed) <= files.take_read_bytes() <= sum(crowd.read)
+    assert sum(crowd.read_and_closed) <= crowd.handles.take_read_bytes() <= sum(crowd.read)
