@@ -1,6 +1,6 @@
 """File system semantics over S3: names, inodes, open files, attributes, directories, renames.
 
 `filesystem` has one method per FUSE operation; `mount/build` joins its parts. Open files are
-`OpenFile`s (`handles`): `open` has those that are read, `writes` those that are written. A new file
-attribute goes into `posix_metadata`.
+`OpenFile`s (`handles`): `reads` has those that are read, `writes` those that are written, and
+`open` opens both. A new file attribute goes into `posix_metadata`.
 """

@@ -1,6 +1,6 @@
 """Handles of open files and directories, and the table of their numbers.
 
-An open file is an `OpenFile`. There is one class for each way to open one: `open` reads,
+An open file is an `OpenFile`. There is one class for each way to open one: `reads/handle` reads,
 `writes/streamed/handle` and `writes/staged/writer` write.
 """
 

@@ -18,6 +18,8 @@ from mountpoint.fs.inodes import LONG_BITS, SHORT_BITS, InodeNumber, InodeTable
 from mountpoint.fs.open import Opener
 from mountpoint.fs.overlay import OverlayNames
 from mountpoint.fs.prepared import Preparer
+from mountpoint.fs.reads.adoption import Adopter
+from mountpoint.fs.reads.handle import ReadContext
 from mountpoint.fs.resolver import Resolver
 from mountpoint.fs.session.log import SessionLog
 from mountpoint.fs.session.recovery import note_file, note_listing, recover
@@ -67,10 +69,10 @@ def build_filesystem(
     """Return the file system of a bucket, from `prefix` down.
 
     At most so many `threads` call it at the same time. Files are written in the area `staging`;
-    None: they are streamed. `on_open`, `on_damage`: see Opener. `drop_pages`: see Readers.
-    `session` keeps what another process needs to go on, and has what this one goes on with;
-    `request` returns the number of the request that is being served. `claim`: see WriteContext.
-    `prepared` are the files that are opened without the interpreter.
+    None: they are streamed. `session` keeps what another process needs to go on, and has what this
+    one goes on with; `request` returns the number of the request that is being served. `prepared`
+    are the files that are opened without the interpreter. `on_open`: see Opener. `on_damage`: see
+    ReadContext. `drop_pages`: see Readers. `claim`: see WriteContext.
     """
     if prepared is None:
         prepared = PreparedFiles(NativeHandles(None if session is None else session.journal))
@@ -124,26 +126,22 @@ def build_filesystem(
     open_directories: HandleTable[DirectoryHandle] = HandleTable(
         None if session is None else partial(note_listing, session, request)
     )
+    read_context = ReadContext(inodes, files, readers, caches, backend, prepared, on_damage)
+    adopter = Adopter(read_context, streams, session)
+    readers.adopt = adopter.adopt
+    files.adopt = adopter.adopt_handle
     opener = Opener(
         client,
         retry_policy,
         streams,
-        files,
         listings,
         resolver,
-        inodes,
-        readers,
-        caches,
-        backend,
-        prepared,
-        session,
+        read_context,
+        adopter,
         asks_always=config.asks_on_open,
         ttl_s=config.ttl_s,
         on_open=on_open,
-        on_damage=on_damage,
     )
-    readers.adopt = opener.adopt
-    files.adopt = opener.adopt_handle
     resized: dict[InodeNumber, float] = {}
     preparer = Preparer(
         prepared,

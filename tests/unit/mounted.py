@@ -56,6 +56,8 @@ class Mounted:
         journal = None if session is None else session.journal
         #: The files that are opened without the interpreter: `world.fs.preparer` prepares them.
         self.prepared = PreparedFiles(NativeHandles(journal, options.pop("held_bytes", 0)))
+        #: The inodes of which the kernel was made to drop damaged pages.
+        self.damaged: list[int] = []
         directory = options.pop("cache", None)
         self.cache = None if directory is None else self._cache(directory)
         self.streams = Streams(client, read, retry_policy, self.counters, self.cache)
@@ -79,6 +81,7 @@ class Mounted:
             streams=self.streams,
             uploads=self.uploads,
             retry_policy=retry_policy,
+            on_damage=self.damaged.append,
             session=session,
             request=lambda: self.request,
             claim=lambda: self.awaited,

@@ -27,7 +27,10 @@ TESTED_IN = {
     "unit/ctl/test_stats.py": "ctl/mounts ctl/stats/command ctl/stats/screen",
     "unit/ctl/test_progress.py": "ctl/terminal",
     "mount/test_ctl.py": "ctl/refresh ctl/unmount",
-    "unit/fs/test_filesystem.py": "fs/directories fs/open fs/writes/backend fs/writes/context",
+    "unit/fs/test_filesystem.py": (
+        "fs/directories fs/open fs/reads/handle fs/writes/backend fs/writes/context"
+    ),
+    "unit/fs/test_prepared.py": "fs/reads/adoption",
     "unit/fs/test_refresh.py": "fs/caches",
     "unit/fs/writes/test_sharing.py": (
         "fs/writes/readers fs/writes/reopen fs/writes/unlink fs/writes/streamed/content "

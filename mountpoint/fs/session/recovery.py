@@ -13,8 +13,9 @@ from mountpoint.errors import WriterKilled
 from mountpoint.fs.directories import Directories
 from mountpoint.fs.handles import DirectoryHandle, HandleNumber, HandleTable, OpenFile
 from mountpoint.fs.inodes import ROOT, Inode, InodeNumber, InodeTable
-from mountpoint.fs.open import Opener, ReadHandle
+from mountpoint.fs.open import Opener
 from mountpoint.fs.overlay import OverlayNames
+from mountpoint.fs.reads.handle import ReadHandle
 from mountpoint.fs.session.log import (
     Fields,
     SessionLog,

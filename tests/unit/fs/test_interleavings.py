@@ -131,7 +131,7 @@ def test_operations() -> None:
             assert not any(each.opens for each in table._inodes.values())
             assert world.fs.open_files() == 0
             assert world.fs._local.writers() == []
-            assert not world.fs._opener._readers._counts
+            assert not world.fs._readers._counts
             assert world.budget.held_bytes == 0
             assert it.waited_s == 0, "a thread has waited for a deadline"
 

@@ -457,7 +457,7 @@ def test_a_close_while_a_handle_gets_its_object(
             note_line(*args)
 
         monkeypatch.setattr(log, "note_line", close_meanwhile)
-        world.fs.preparer._opener.adopt_handle(handle)
+        world.fs._files.adopt(handle)
         closing.join()
         assert world.fs.open_files() == 0
         assert registered() == before

@@ -9,7 +9,7 @@ import pytest
 from mountpoint.cache.cached_object import INLINE_BYTES
 from mountpoint.fs.handles import HandleNumber
 from mountpoint.fs.inodes import InodeNumber
-from mountpoint.fs.open import ReadHandle
+from mountpoint.fs.reads.handle import ReadHandle
 from tests.unit.cache.objects import SAFE_S, content
 from tests.unit.mounted import Mounted, mounted
 

@@ -100,21 +100,19 @@ def test_wrong(name: str, position: int) -> None:
 
 def test_the_next_open_has_nothing_of_a_damaged_file() -> None:
     """The inode of a damaged file is replaced, and the kernel must forget its pages."""
-    told: list[int] = []
     with reader(LARGE, of=flipped(LARGE, 7)) as it:
-        it.world.fs._opener._on_damage = told.append
         before = it.world.look(b"k").inode
         handle = it.open()
         for _ in range(3):
             with pytest.raises(FileDamaged):
                 it.run(handle, pieces(0, len(LARGE), MIB))
-        assert told == [before]
+        assert it.world.damaged == [before]
         assert it.world.fs.getattr(before).size_bytes == len(LARGE)
         it.client.keep_checksum(b"k", "crc64nvme")
         assert it.world.look(b"k").inode != before
         assert it.read() == LARGE
         it.world.fs.release(handle)
-        assert told == [before]
+        assert it.world.damaged == [before]
 
 
 @pytest.mark.parametrize("name", NAMES)

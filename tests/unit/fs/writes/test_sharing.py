@@ -356,7 +356,7 @@ def test_the_inode_of_a_staged_file(tmp_path: Path, drops: bool) -> None:
             dropped.append(number)
             return drops
 
-        world.fs._opener._readers._drop_pages = drop
+        world.fs._readers._drop_pages = drop
         number = world.look(b"a").inode
         writer = world.fs.open(number, OVERWRITE, ONE)
         world.fs.write(writer, 0, b"later")
@@ -388,7 +388,7 @@ def test_readers_wait_for_a_writer_that_looks_again(
 
     reader = threading.Thread(target=read)
     reader.start()
-    while not world.fs._opener._readers._waiting:
+    while not world.fs._readers._waiting:
         reader.join(0.001)
     writer = world.fs.open(again, OVERWRITE, ONE)
     reader.join()
@@ -422,7 +422,7 @@ def test_a_writer_that_a_reader_does_not_see(
 ) -> None:
     """A reader notices a writer that comes after the reader's check."""
     number = world.look(b"a").inode
-    begin = world.fs._opener._readers.begin
+    begin = world.fs._readers.begin
     opened: list[HandleNumber] = []
 
     def begin_late(inode: Inode) -> None:
@@ -430,13 +430,13 @@ def test_a_writer_that_a_reader_does_not_see(
             opened.append(world.fs.open(number, OVERWRITE, ONE))
         begin(inode)
 
-    monkeypatch.setattr(world.fs._opener._readers, "begin", begin_late)
+    monkeypatch.setattr(world.fs._readers, "begin", begin_late)
     if isinstance(world.fs._backend, StreamedWrites):
         with pytest.raises(NotPermitted, match="being written"):
             world.fs.open(number, os.O_RDONLY, TWO)
     else:
         assert bytes(world.fs.read(world.fs.open(number, os.O_RDONLY, TWO), 0, 100)) == b""
-    assert not world.fs._opener._readers._counts
+    assert not world.fs._readers._counts
 
 
 def test_replaced_by_others_and_read_here() -> None:

@@ -1,0 +1,1 @@
+"""Files that are open for reading: `handle`, and `adoption` of handles that are native."""
