@@ -385,7 +385,7 @@ class InodeTable:
 
         The kernel may know the file by one of them, and goes on with it after a rename, without a
         lookup. What a program then writes through that inode goes to its key. With `versions` this
-        takes 60 ns for each inode that there is.
+        looks at every inode.
         """
         with self._lock:
             all_ = self._inodes.values() if versions else map(self.get, self._disowned)

@@ -170,6 +170,7 @@ ERRNOS: dict[type[Exception], tuple[str, str]] = {
     errors.StaleInode: ("ESTALE", "debug"),
     errors.Superseded: ("ESTALE", "debug"),
     errors.NotSequential: ("EINVAL", "warning"),
+    errors.UploadEnding: ("EINVAL", "warning"),
     errors.WriterKilled: ("EIO", "warning"),
     errors.MaybeDone: ("EIO", "warning"),
     errors.StagingFull: ("ENOSPC", "warning"),
