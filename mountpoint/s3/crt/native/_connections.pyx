@@ -170,7 +170,11 @@ cdef class Connections:
     @property
     def count(self):
         """The connections that are open, as far as this is known."""
-        return self.pool.count
+        cdef int count
+        pthread_mutex_lock(&self.pool.mutex)
+        count = self.pool.count
+        pthread_mutex_unlock(&self.pool.mutex)
+        return count
 
     def end(self):
         """Close connections that are idle, and from now on those that are given back."""

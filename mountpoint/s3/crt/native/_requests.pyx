@@ -262,7 +262,11 @@ cdef class NativeGet:
     @property
     def cancelled(self):
         """Whether it was cancelled."""
-        return self.get.cancelled
+        cdef bint cancelled
+        pthread_mutex_lock(&self.get.mutex)
+        cancelled = self.get.cancelled
+        pthread_mutex_unlock(&self.get.mutex)
+        return cancelled
 
     @property
     def verify(self):

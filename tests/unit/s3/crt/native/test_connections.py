@@ -5,15 +5,12 @@ They get exactly their bytes, or none, and then the connection is not used again
 
 import datetime
 import re
-import ssl
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
-import trustme
 
 from mountpoint.config import CredentialsConfig
 from mountpoint.s3.aws.credentials import Credentials
@@ -233,30 +230,6 @@ def test_signatures(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"http://{server.host}{target.split()[1]}"
     expected = signature("GET", url, signed, authorization.scope, "secret")
     assert authorization.signature == expected
-
-
-def test_tls(tmp_path: Path) -> None:
-    """TLS checks the store's name and its certificate."""
-    authority = trustme.CA()
-    bundle = tmp_path / "ca.pem"
-    authority.cert_pem.write_to_path(str(bundle))
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(tls)
-    server = Server(tls)
-    try:
-        port = server.host.rpartition(":")[2]
-        right = Endpoint("https", f"localhost:{port}", "/bucket", "us-east-1", "s3", "v4")
-        with connected(server, right, ca_bundle=str(bundle)) as client:
-            open_one(client)
-            assert read(client, 5_000, 300_000) == DATA[5_000:305_000]
-            assert direct(server) == [False, True]
-        wrong = Endpoint("https", server.host, "/bucket", "us-east-1", "s3", "v4")
-        with connected(server, wrong, ca_bundle=str(bundle)) as client:
-            assert read(client, 5_000, late_s=1.0) is None
-            assert opened(client) == 0
-        assert len(server.requests) == 2
-    finally:
-        server.close()
 
 
 def test_a_storm(server: Server) -> None:
