@@ -47,7 +47,7 @@ CREDIT_PER_S = 32.0
 #: How long the thread waits for opens, so that it sees the end of the mount.
 WAIT_S = 1.0
 #: After so many lookups it is seen whether programs open what they look up.
-LOOKUPS = 16
+LOOKUPS = 32
 #: No file's number.
 NONE = InodeNumber(0)
 #: How long a file that its open fetches is prepared. The keys of requests are renewed minutes

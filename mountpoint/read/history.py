@@ -111,6 +111,13 @@ class ReadHistory:
             return min(largest_bytes, size_bytes)
         return min(usual, largest_bytes)
 
+    def reads_whole(self, key: bytes, size_bytes: int) -> bool:
+        """Whether to fetch all of an object of up to WHOLE_BYTES, before a program opens it."""
+        last = self._read.get(_directory(key))
+        if last and all(map(_is_whole, list(last))):  # the usual case
+            return True
+        return not self.is_looked_at(key) and self.initial_bytes(key, size_bytes) == size_bytes
+
     def reach_bytes(self, key: bytes, opener: int = 0) -> int | None:
         """Return how far programs read into the files of a directory; None if to the end."""
         last = self._last(key, opener)

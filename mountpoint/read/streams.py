@@ -167,11 +167,9 @@ class Streams:
         size_bytes = info.size_bytes
         if self._cache is not None or not 0 < size_bytes <= SMALL_BYTES:
             return None
-        if self._history.initial_bytes(info.key, size_bytes) < size_bytes:
+        if self._shared is not None and self._shared.wants(info):
             return None
-        if self._history.is_looked_at(info.key) or (
-            self._shared is not None and self._shared.wants(info)
-        ):
+        if not self._history.reads_whole(info.key, size_bytes):
             return None
         late_s = self._stats.late_s(size_bytes)
         if late_s > self._config.stall_s:  # not known yet

@@ -615,7 +615,7 @@ def known(world: Mounted, numbers: range) -> list[InodeNumber]:
 
 def test_files_that_follow(asking: Mounted) -> None:
     """Once Python has opened a file, those that follow it are fetched by their opens."""
-    files = known(asking, range(50, 51 + 3 * BATCH_FILES))
+    files = known(asking, range(100, 101 + 3 * BATCH_FILES))
     asking.read_file(files[5])  # the kernel may have pages of it
     asking.prepared.wait(0.0)
     assert not opened(asking, files[1])
@@ -636,7 +636,7 @@ def test_files_that_follow_while_s3_is_late(
 ) -> None:
     """After an open that could not fetch its file, those that follow are left to Python."""
     monkeypatch.setattr(prepared, "time", asking.clock)
-    files = known(asking, range(50, 70))
+    files = known(asking, range(100, 120))
     asking.read_file(files[0])
     with monkeypatch.context() as patch:
         patch.setattr(asking.client, "_fetch", lambda *_: 0)
@@ -647,7 +647,7 @@ def test_files_that_follow_while_s3_is_late(
     step(asking)
     assert not opened(asking, files[3])
     asking.clock.now_s += LATE_S
-    known(asking, range(50, 70))
+    known(asking, range(100, 120))
     asking.prepared.wake(files[3])
     step(asking)
     assert asking.prepared.handles.close(opened(asking, files[4]))

@@ -1,5 +1,7 @@
 """How much of a file is fetched at its open: as much as was read of its siblings."""
 
+import itertools
+
 import pytest
 
 from mountpoint.read.history import (
@@ -203,6 +205,20 @@ def test_nothing_is_learnt_from_files_that_are_closed_or_unknown() -> None:
     history.used(file, 0)
     for opener in (0, 7):
         assert history.reach_bytes(b"d/a", opener) is None
+
+
+@pytest.mark.parametrize("count", range(5))
+def test_small_files_that_are_read_whole(count: int) -> None:
+    """They are those that an open would fetch whole, unless programs only look at them."""
+    closed = [(size, read) for size in (100, 100_000, 2 * MIB) for read in (0, 50, size // 2, size)]
+    for files in itertools.product(closed, repeat=min(count, 3)):
+        history = ReadHistory()
+        for size, read in files * (1 if count < 4 else 2):
+            history.closed(b"d/x", size, read)
+        for size in (1, 100, 10_000, MIB):
+            whole = history.initial_bytes(b"d/y", size) == size
+            expected = whole and not history.is_looked_at(b"d/y")
+            assert history.reads_whole(b"d/y", size) == expected, (files, size)
 
 
 def test_many_files_are_opened_before_any_is_read() -> None:
