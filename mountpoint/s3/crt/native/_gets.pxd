@@ -18,6 +18,8 @@ cdef struct Queue:
     pthread_cond_t changed
     Get* first                  # ended gets; each has a reference to its Python object
     Get* last
+    int waiting                 # ended gets
+    bint urgent                 # one of them needs Python soon
     void* gone                  # templates of sources that nobody uses (`_requests`)
     bint closed                 # nobody will take them
 

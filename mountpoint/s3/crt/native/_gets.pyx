@@ -72,6 +72,9 @@ cdef enum:
     MAX_HEADERS_BYTES = 64 << 10
     MAX_ERROR_BODY_BYTES = 64 << 10
 
+    # Ended GETs that are settled without delay.
+    MANY_WAITING = 256
+
 
 # --- what the CRT's threads call ---
 
@@ -238,15 +241,24 @@ cdef void let_go(Get* get) noexcept nogil:
 
 
 cdef void enqueue(Get* get) noexcept nogil:
+    """Queue an ended GET. Those of the lane are only to be counted, many at once.
+
+    But if such a one found no connection, Python is to open another.
+    """
     cdef Queue* queue = get.queue
     get.next = NULL
     pthread_mutex_lock(&queue.mutex)
     if queue.first == NULL:
         queue.first = get
-        pthread_cond_signal(&queue.changed)
     else:
         queue.last.next = get
     queue.last = get
+    queue.waiting += 1
+    if not queue.urgent and (
+        get.object != NULL or get.lent == NULL or queue.waiting >= MANY_WAITING
+    ):
+        queue.urgent = True
+        pthread_cond_signal(&queue.changed)
     pthread_mutex_unlock(&queue.mutex)
 
 

@@ -492,17 +492,17 @@ cdef class NativeGets:
         return it
 
     def wait(self, double timeout_s):
-        """Wait up to `timeout_s` seconds for ended gets; return whether there are any."""
+        """Wait up to `timeout_s` seconds for ended gets that need Python; return whether some do."""
         cdef timespec until = time_of(now_s() + timeout_s)
-        cdef bint found
+        cdef bint urgent
         with nogil:
             pthread_mutex_lock(&self.queue.mutex)
-            while self.queue.first == NULL:
+            while not self.queue.urgent:
                 if pthread_cond_timedwait(&self.queue.changed, &self.queue.mutex, &until) != 0:
                     break
-            found = self.queue.first != NULL
+            urgent = self.queue.urgent
             pthread_mutex_unlock(&self.queue.mutex)
-        return found
+        return urgent
 
     def take(self):
         """Return the gets that have ended since the last call, those in the lane, too."""
@@ -516,6 +516,8 @@ cdef class NativeGets:
             get = self.queue.first
             self.queue.first = NULL
             self.queue.last = NULL
+            self.queue.waiting = 0
+            self.queue.urgent = False
             pthread_mutex_unlock(&self.queue.mutex)
         while get != NULL:
             following = get.next

@@ -43,7 +43,8 @@ EncodedHeaders = list[tuple[bytes, bytes]]
 
 #: Ended GETs wait this long for others: settling them together needs the interpreter less often.
 GATHER_S = 0.02
-#: The plane's thread looks this often whether the client has been closed.
+#: The plane's thread looks this often for GETs that nobody waits for, and whether the client has
+#: been closed.
 LOOK_S = 1.0
 
 
