@@ -131,10 +131,6 @@ class Opener:
         stream = self._streams.stream(version) if version.size_bytes > 0 else None
         return ReadHandle(inode, stream, self._mount, version=version, writer=writer)
 
-    def note_opened(self) -> None:
-        """See Adopter."""
-        self._adopter.note_opened()
-
     def is_recent(self, inode: Inode, info: ObjectInfo, now_s: float) -> bool:
         """Whether a version may be opened without a request, unless a listing names another one."""
         # A listing does not say whether an archived object has been restored.

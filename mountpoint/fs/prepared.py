@@ -23,6 +23,7 @@ from mountpoint.errors import StaleInode
 from mountpoint.fs.inodes import Inode, InodeNumber, InodeTable
 from mountpoint.fs.open import ARCHIVE_CLASSES, Opener
 from mountpoint.fs.overlay import OverlayNames
+from mountpoint.fs.reads.adoption import Adopter
 from mountpoint.fs.session.recovery import text_of_reader
 from mountpoint.fs.writes.backend import WriteBackend
 from mountpoint.fs.writes.readers import Readers
@@ -80,6 +81,7 @@ class Preparer:
         self,
         prepared: PreparedFiles,
         opener: Opener,
+        adopter: Adopter,
         streams: Streams,
         listings: ListingCache,
         inodes: InodeTable,
@@ -93,6 +95,7 @@ class Preparer:
         # dependencies
         self._prepared = prepared
         self._opener = opener
+        self._adopter = adopter
         self._streams = streams
         self._listings = listings
         self._inodes = inodes
@@ -139,7 +142,7 @@ class Preparer:
         much of such files is read.
         """
         if self._prepared.has_opened:
-            self._opener.note_opened()
+            self._adopter.note_opened()
         self._lookups += 1
         if self._lookups % LOOKUPS == 0:
             opens = self._opener.opened + self._prepared.opens
@@ -160,7 +163,7 @@ class Preparer:
 
     def step(self, opened: list[InodeNumber]) -> None:
         """Learn that files were opened, and prepare one batch."""
-        self._opener.note_opened()
+        self._adopter.note_opened()
         self._earn()
         for number in opened:
             batch = self._batch(number)

@@ -146,6 +146,7 @@ def build_filesystem(
     preparer = Preparer(
         prepared,
         opener,
+        adopter,
         streams,
         listings,
         inodes,
