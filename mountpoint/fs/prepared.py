@@ -138,8 +138,8 @@ class Preparer:
     def looked_up(self, inode: Inode) -> None:
         """Prepare a small file that a program looks up, if programs open what they look up.
 
-        Its open then fetches it from S3. Some of the files are left out: so it is still learned how
-        much of such files is read.
+        Its open then fetches it from S3. Some lookups are left out: so it is still learned how much
+        of such files is read.
         """
         if self._prepared.has_opened:
             self._adopter.note_opened()

@@ -1,12 +1,12 @@
 """`ObjectClient` over the AWS Common Runtime (CRT).
 
 There is one `S3Client` for one endpoint, with an event loop thread for two cores. A GET is a
-GET_OBJECT request of at most one part, which the CRT sends as a single ranged request. A GET
-without a range, HEAD, LIST and all writes are DEFAULT requests, which the CRT sends unchanged; so
-this program splits uploads into parts and retries them itself. Requests are signed (`signing`)
-without their bodies (UNSIGNED-PAYLOAD), over http too; a body's checksum is in a signed header.
-Callbacks come on CRT threads with the GIL. The CRT's retries are off: the caller retries
-(`s3.retry`).
+GET_OBJECT request of at most one part, which the CRT sends as a single ranged request; a small one
+goes past the `S3Client` if it can (`native`). A GET without a range, HEAD, LIST and all writes are
+DEFAULT requests, which the CRT sends unchanged; so this program splits uploads into parts and
+retries them itself. Requests are signed (`signing`) without their bodies (UNSIGNED-PAYLOAD), over
+http too; a body's checksum is in a signed header. Callbacks come on CRT threads with the GIL. The
+CRT's retries are off: the caller retries (`s3.retry`).
 
 The CRT resolves the Host header of each request and reuses connections by host name, so a client
 serves exactly one endpoint.

@@ -274,7 +274,10 @@ def description_of_range(
     if answered != (start, stop):
         asked = f"bytes {start}-{stop} were requested"
         if status == 200 and size_bytes is None:
-            raise Unusable(f"{asked}, but the whole object was sent", status=status)
+            raise Unusable(
+                f"{asked}, but the whole object was sent: does the store ignore Range?",
+                status=status,
+            )
         raise BadAnswer(f"{asked}, but {answered[0]}-{answered[1]} were sent")
     return info
 

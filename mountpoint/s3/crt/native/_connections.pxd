@@ -10,6 +10,7 @@ cdef struct Connection:
     void* native                # the CRT's
     void* object                # awscrt's HttpClientConnection: a reference
     double idle_since_s         # monotonic clock
+    bint proven                 # it has brought an answer
     Connection* next            # in a list of the pool
 
 cdef struct Pool:
@@ -20,11 +21,13 @@ cdef struct Pool:
     int count                   # idle ones, and those in use
     int gets                    # under way: on a connection, or for lack of one by the S3 client
     int most_gets               # likewise, the most since Python looked
+    int useless                 # connections that the store has soon closed, without any answer
+    bint grows                  # more connections can be opened
     bint ended                  # the mount ends: connections are not kept
 
 cdef class Connections:
     cdef Pool* pool
 
-cdef Connection* enter(Pool* pool) noexcept nogil
+cdef Connection* enter(Pool* pool, bint* missed) noexcept nogil
 cdef void leave(Pool* pool) noexcept nogil
 cdef void give_back(Pool* pool, Connection* connection) noexcept nogil

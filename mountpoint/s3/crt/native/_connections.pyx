@@ -20,10 +20,14 @@ from mountpoint.native._sync cimport (
 from mountpoint.s3.crt.native._functions cimport crt
 
 
-cdef Connection* enter(Pool* pool) noexcept nogil:
+# A connection that is closed so soon without an answer was of no use: the store wants no more.
+cdef double SHORT_S = 1.0
+
+
+cdef Connection* enter(Pool* pool, bint* missed) noexcept nogil:
     """Note that a GET begins, and take an idle connection for it; NULL: there is none.
 
-    The caller has a reference to the pool then, until `leave`.
+    `missed` is set to whether there could be one if Python opened more. The caller has a reference to the pool then, until `leave`.
     """
     cdef Connection* connection
     atomic_add(&pool.refs, 1)
@@ -37,7 +41,8 @@ cdef Connection* enter(Pool* pool) noexcept nogil:
         pool.idle = connection.next
         if crt.new_requests_allowed(connection.native):
             break
-        discard(pool, connection)
+        discard(pool, connection, True)
+    missed[0] = connection == NULL and pool.grows
     pthread_mutex_unlock(&pool.mutex)
     return connection
 
@@ -59,12 +64,14 @@ cdef void give_back(Pool* pool, Connection* connection) noexcept nogil:
         connection.next = pool.idle
         pool.idle = connection
     else:
-        discard(pool, connection)
+        discard(pool, connection, not usable)
     pthread_mutex_unlock(&pool.mutex)
 
 
-cdef void discard(Pool* pool, Connection* connection) noexcept nogil:
-    """Leave a connection for Python to free (mutex held)."""
+cdef void discard(Pool* pool, Connection* connection, bint died) noexcept nogil:
+    """Leave a connection for Python to free (mutex held). `died`: it was closed."""
+    if died and not connection.proven and now_s() - connection.idle_since_s < SHORT_S:
+        pool.useless += 1
     connection.next = pool.closed
     pool.closed = connection
     pool.count -= 1
@@ -97,6 +104,7 @@ cdef sweep(Pool* pool, double max_idle_s, bint ending):
     cdef Connection* idle
     cdef Connection* closed
     cdef double idle_since_s = now_s() - max_idle_s
+    cdef bint died
     with nogil:
         pthread_mutex_lock(&pool.mutex)
         pool.ended = pool.ended or ending
@@ -104,10 +112,9 @@ cdef sweep(Pool* pool, double max_idle_s, bint ending):
         while pool.idle != NULL:
             connection = pool.idle
             pool.idle = connection.next
-            if ending or connection.idle_since_s < idle_since_s or (
-                not crt.new_requests_allowed(connection.native)
-            ):
-                discard(pool, connection)
+            died = not crt.new_requests_allowed(connection.native)
+            if ending or died or connection.idle_since_s < idle_since_s:
+                discard(pool, connection, died)
             else:
                 connection.next = idle
                 idle = connection
@@ -162,10 +169,25 @@ cdef class Connections:
         sweep(self.pool, max_idle_s, False)
         with nogil:
             pthread_mutex_lock(&self.pool.mutex)
-            missing = self.pool.most_gets - self.pool.count
+            missing = 0 if self.pool.ended else self.pool.most_gets - self.pool.count
             self.pool.most_gets = self.pool.gets
             pthread_mutex_unlock(&self.pool.mutex)
         return max(missing, 0)
+
+    def grow(self, bint grows):
+        """Note whether more connections can be opened: then GETs that have none say so at once."""
+        pthread_mutex_lock(&self.pool.mutex)
+        self.pool.grows = grows
+        pthread_mutex_unlock(&self.pool.mutex)
+
+    def take_useless(self):
+        """Return how many the store has soon closed, without any answer, since the last call."""
+        cdef int useless
+        pthread_mutex_lock(&self.pool.mutex)
+        useless = self.pool.useless
+        self.pool.useless = 0
+        pthread_mutex_unlock(&self.pool.mutex)
+        return useless
 
     @property
     def count(self):

@@ -1,4 +1,4 @@
-"""The table of the CRT's C functions: its layout is in `_crt.pxd`, the addresses are from `symbols`."""
+"""The table of the CRT's C functions (`_crt.pxd`), whose addresses are from `symbols`."""
 
 from mountpoint.s3.crt.native._crt cimport Functions
 

@@ -70,6 +70,7 @@ cdef struct Get:
     size_t error_body_size
     Pool* pool                  # from `enter` to `finish`: a reference; NULL: only the S3 client
     Connection* lent            # of the pool; NULL: the S3 client sends the GET
+    bint missed                 # no connection was idle, and another could be opened
     pthread_mutex_t mutex       # guards the four below
     void* request               # the S3 client's, with a reference, until it has ended
     void* connection            # the CRT's of `lent`, until then
@@ -83,7 +84,7 @@ cdef void release_queue(Queue* queue) noexcept nogil
 cdef void note_header(Get* get, const aws_http_header* header) noexcept nogil
 cdef void judge_headers(Get* get, int status) noexcept nogil
 cdef void keep_body(Get* get, const aws_byte_cursor* body, uint64_t offset) noexcept nogil
-cdef void keep_error_body(Get* get, const aws_byte_cursor* body) noexcept nogil
+cdef bint keep_error_body(Get* get, const aws_byte_cursor* body) noexcept nogil
 cdef void finish(Get* get) noexcept nogil
 cdef bint send(void* client, Get* get, void* message, const void* signing) noexcept nogil
 cdef void cancel(Get* get) noexcept nogil

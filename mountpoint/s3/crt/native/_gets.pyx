@@ -1,9 +1,9 @@
 """GETs without the interpreter: the CRT's C functions, called directly, write into our memory.
 
-`send` gives one GET to the CRT's S3 client, whose threads then call the functions `on_...`. They take no GIL and
-wait for nothing. They approve the usual answer: this ETag, this range, as many bytes, and either no
-checksum or a CRC that matches. The arrival is then READY, and threads that wait for it go on. Every
-other successful answer is *unclear*: the arrival is in doubt, and Python judges it
+`send` gives one GET to the CRT's S3 client, whose threads then call the functions `on_...`. They
+take no GIL and wait for nothing. They approve the usual answer: this ETag, this range, as many
+bytes, and either no checksum or a CRC that matches. The arrival is then READY, and threads that wait
+for it go on. Every other successful answer is *unclear*: the arrival is in doubt, and Python judges it
 (`plane`). A failure ends the arrival; Python makes the exception.
 
 Ended gets queue until Python takes them. `_gets.pxd` says who owns what.
@@ -255,7 +255,7 @@ cdef void enqueue(Get* get) noexcept nogil:
     queue.last = get
     queue.waiting += 1
     if not queue.urgent and (
-        get.object != NULL or get.lent == NULL or queue.waiting >= MANY_WAITING
+        get.object != NULL or get.missed or queue.waiting >= MANY_WAITING
     ):
         queue.urgent = True
         pthread_cond_signal(&queue.changed)
@@ -287,17 +287,18 @@ cdef char* put_text(char* memory, const aws_byte_cursor* text) noexcept nogil:
     return memory + 4 + size
 
 
-cdef void keep_error_body(Get* get, const aws_byte_cursor* body) noexcept nogil:
-    """Append to the body of a refusal; what is too much is left out."""
+cdef bint keep_error_body(Get* get, const aws_byte_cursor* body) noexcept nogil:
+    """Append to the body of a refusal; False if that was too much, and the rest is left out."""
     cdef size_t size = min(body.len, MAX_ERROR_BODY_BYTES - get.error_body_size)
     cdef char* memory
     if size == 0:
-        return
+        return body.len == 0
     memory = <char*>realloc(get.error_body, get.error_body_size + size)
     if memory != NULL:
         get.error_body = memory
         memcpy(memory + get.error_body_size, body.ptr, size)
         get.error_body_size += size
+    return size == body.len
 
 
 # --- gets ---

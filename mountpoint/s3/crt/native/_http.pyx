@@ -40,11 +40,12 @@ cdef enum:
 cdef int on_headers(
     void* stream, int block, const aws_http_header* headers, size_t count, void* user
 ) noexcept nogil:
-    """Note some of an answer's headers."""
+    """Note some of an answer's headers; not those after its body, which are called MAIN, too."""
+    cdef Get* get = <Get*>user
     cdef size_t index
-    if block == MAIN:
+    if block == MAIN and get.described_at_s == 0:
         for index in range(count):
-            note_header(<Get*>user, &headers[index])
+            note_header(get, &headers[index])
     return 0
 
 
@@ -58,26 +59,28 @@ cdef int on_headers_done(void* stream, int block, void* user) noexcept nogil:
 
 
 cdef int on_body(void* stream, const aws_byte_cursor* body, void* user) noexcept nogil:
-    """Keep bytes of the body."""
+    """Keep bytes of the body. -1 ends the connection: the body is longer than it may be."""
     cdef Get* get = <Get*>user
     if is_success(get):
         keep_body(get, body, get.received)
-    else:
-        keep_error_body(get, body)
-    return 0
+        return -1 if get.received > get.size else 0
+    return 0 if keep_error_body(get, body) else -1
 
 
 cdef void on_complete(void* stream, int error, void* user) noexcept nogil:
     """End the GET, and give its connection back."""
     cdef Get* get = <Get*>user
     get.error = error
-    if error == 0 and not is_success(get):
+    if get.received > get.size:
+        get.error = 0  # Python judges what was sent instead
+    elif get.status != 0 and not is_success(get):
         get.error = REFUSED
         get.refused = True
     pthread_mutex_lock(&get.mutex)
     get.connection = NULL
     get.ended = True
     pthread_mutex_unlock(&get.mutex)
+    get.lent.proven = get.lent.proven or get.status != 0 or get.cancelled
     give_back(get.pool, get.lent)
     finish(get)
 
@@ -88,7 +91,8 @@ cdef bint is_success(const Get* get) noexcept nogil:
 
 # --- sending ---
 
-# A request that is being signed. Keys are in the configuration, so this ends before `sign` does.
+# A request that is being signed. Its configuration has a static provider (`crt.signing`), which
+# calls back at once: so this is not used any more when `sign` ends.
 cdef struct signing_t:
     void* message
     bint signed
@@ -99,7 +103,8 @@ cdef bint send_on(
 ) noexcept nogil:
     """Sign and send a GET; False if that fails: then no callback comes.
 
-    The connection goes back to the pool in any case. `message` may be NULL, for lack of memory.
+    The connection goes back to the pool when the GET ends, or if this fails. `message` may be NULL,
+    for lack of memory.
     """
     cdef aws_http_make_request_options options
     cdef void* stream
@@ -119,10 +124,11 @@ cdef bint send_on(
         give_back(get.pool, connection)
         return False
     get.lent = connection
-    get.connection = connection.native
+    get.connection = connection.native  # without the mutex: nobody else has the GET yet
     if crt.stream_activate(stream) != 0:
         crt.stream_release(stream)
         get.connection = NULL
+        get.lent = NULL
         give_back(get.pool, connection)
         return False
     crt.stream_release(stream)  # the CRT keeps its own until the end

@@ -95,6 +95,22 @@ cdef Block* fetch(
 ) noexcept nogil:
     """Get [start, stop) and wait for it; see `source_t`."""
     cdef Template* template = <Template*>source
+    cdef double until_s = now_s() + timeout_s
+    cdef bint lost = False
+    cdef Block* block = fetch_once(template, start, stop, thread, timeout_s, True, &lost)
+    if lost:
+        block = fetch_once(template, start, stop, thread, until_s - now_s(), False, &lost)
+    return block
+
+
+cdef Block* fetch_once(
+    Template* template, long long start, long long stop, unsigned long long thread,
+    double timeout_s, bint directly, bint* lost
+) noexcept nogil:
+    """Do the same, on a connection of ours only with `directly`.
+
+    `lost` is set to whether that connection had died, so that no answer came.
+    """
     cdef arrival_t* arrival = new_arrival()
     cdef Get* get
     cdef Block* block = NULL
@@ -102,18 +118,27 @@ cdef Block* fetch(
         return NULL
     get = new_get(template.queue, arrival, stop - start, template.etag_size)
     if get != NULL:
-        if send_range(template, get, start, thread):
+        if send_range(template, get, start, thread, directly):
             wait_for(arrival, False, timeout_s)
             block = ready_block(arrival)
             if block == NULL:
+                lost[0] = directly and was_lost(get)
                 cancel(get)
         release_get(get)
     release_arrival(arrival)
     return block
 
 
+cdef bint was_lost(Get* get) noexcept nogil:
+    cdef bint ended
+    pthread_mutex_lock(&get.mutex)
+    ended = get.ended
+    pthread_mutex_unlock(&get.mutex)
+    return ended and get.lent != NULL and get.status == 0
+
+
 cdef bint send_range(
-    Template* template, Get* get, long long start, unsigned long long thread
+    Template* template, Get* get, long long start, unsigned long long thread, bint directly
 ) noexcept nogil:
     """Send the GET of a read in the lane; False if that fails."""
     cdef aws_http_header range
@@ -141,17 +166,20 @@ cdef bint send_range(
         ))
         wanted.range = &range
     wanted.signing = template.signing
-    return dispatch(template.client, template.pool, get, &wanted)
+    return dispatch(template.client, template.pool if directly else NULL, get, &wanted)
 
 
 cdef bint dispatch(void* client, Pool* pool, Get* get, const wanted_t* wanted) noexcept nogil:
-    """Send a GET on a connection, or by the S3 client; False if both refuse it."""
+    """Send a GET on a connection of the pool, or by the S3 client; False if both refuse it.
+
+    `pool` may be NULL.
+    """
     cdef Connection* connection
     cdef void* message
     cdef bint sent = False
     atomic_add(&get.refs, 1)  # for the CRT, until Python takes the get from the queue
-    if get.size <= MAX_SMALL_BYTES:
-        connection = enter(pool)
+    if pool != NULL and get.size <= MAX_SMALL_BYTES:
+        connection = enter(pool, &get.missed)
         get.pool = pool
         if connection != NULL:
             message = new_message(wanted)
@@ -381,7 +409,7 @@ cdef class NativeGet:
 cdef class NativeGets:
     """The GETs of one client. `functions` are the addresses from `symbols`.
 
-    Reads in the lane use `connections`, if one is idle.
+    Small ones use `connections`, if one is idle.
     """
 
     cdef object client
@@ -492,7 +520,7 @@ cdef class NativeGets:
         return it
 
     def wait(self, double timeout_s):
-        """Wait up to `timeout_s` seconds for ended gets that need Python; return whether some do."""
+        """Wait up to `timeout_s` seconds for ended gets that need Python; return whether any do."""
         cdef timespec until = time_of(now_s() + timeout_s)
         cdef bint urgent
         with nogil:

@@ -1,7 +1,8 @@
-"""Open the connections on which reads in the lane send their GETs (`_connections`).
+"""Open the connections on which small GETs are sent (`_connections`).
 
-There are as many as reads have waited for S3 at the same time. Opening one takes some round trips,
-so reads do not wait for it: until it is open, the S3 client gets their GETs.
+There are as many as there were such GETs at the same time. Opening one takes some round trips, so
+nobody waits for it: until it is open, the S3 client gets the GETs. awscrt tells Python of each
+connection that was opened or has ended, on the event loop's thread.
 """
 
 import functools
@@ -28,11 +29,11 @@ log = structlog.get_logger(__name__)
 #: Begins to open a connection.
 Connect = Callable[[], "Future[HttpClientConnection]"]
 
-#: The most connections. Further reads use the S3 client's.
+#: The most connections. Further GETs use the S3 client's.
 MAX_CONNECTIONS = 64
 #: One that was idle for so long is closed: what is between may have forgotten it, and not say so.
 MAX_IDLE_S = 20.0
-#: After one could not be opened, the next one is tried so much later.
+#: After one could not be opened, or was closed at once, the next one is opened so much later.
 PAUSE_S = 10.0
 
 
@@ -43,19 +44,27 @@ class ConnectionOpener:
         # dependencies
         self._connections = connections
         self._connect = connect
+        self._connections.grow(connect is not None)
         # mutable
         self._opening: set[Future[HttpClientConnection]] = set()  # each change is one step
         self._next_try_s = 0.0
 
     def open_missing(self) -> None:
-        """Begin to open those that reads could have used since the last call."""
+        """Begin to open those that GETs could have used since the last call."""
         missing = self._connections.missing(MAX_IDLE_S)
-        if self._connect is None or time.monotonic() < self._next_try_s:
+        if self._connections.take_useless():
+            self._pause("the store has closed one at once")
+        room = MAX_CONNECTIONS - self._connections.count - len(self._opening)
+        grows = self._connect is not None and room > 0 and time.monotonic() >= self._next_try_s
+        self._connections.grow(grows)
+        if self._connect is None or not grows:
             return
-        opening = len(self._opening)
-        most = MAX_CONNECTIONS - self._connections.count
-        for _ in range(min(missing, most) - opening):
-            future = self._connect()
+        for _ in range(min(missing - len(self._opening), room)):
+            try:
+                future = self._connect()
+            except Exception as error:  # no certificates, no file descriptors
+                self._pause(str(error))
+                return
             self._opening.add(future)
             future.add_done_callback(self._opened)
 
@@ -68,7 +77,10 @@ class ConnectionOpener:
                 self._connections.add(connection)
                 return
             error = Exception(f"it speaks {connection.version.name}")
-        log.debug("no connection for reads in the lane", error=str(error))
+        self._pause(str(error))
+
+    def _pause(self, reason: str) -> None:
+        log.debug("no connection for small requests", reason=reason)
         self._next_try_s = time.monotonic() + PAUSE_S
 
 

@@ -181,7 +181,7 @@ class NativeDownload(Exchange):
 class NativePlane:
     """The native plane of one client, and the thread that settles its GETs.
 
-    `connect` opens connections for reads in the lane (`connections`). Raises symbols.Unavailable if
+    `connect` opens connections for small GETs (`connections`). Raises symbols.Unavailable if
     this machine's awscrt cannot be used so.
     """
 
@@ -192,7 +192,9 @@ class NativePlane:
         self._counters = counters
         self._meters = meters
         self._connections = Connections()
-        self._opener = ConnectionOpener(self._connections, connect)
+        # The layouts that these need are those of libraries whose versions are not checked.
+        bundled = symbols.is_bundled()
+        self._opener = ConnectionOpener(self._connections, connect if bundled else None)
         self._gets = NativeGets(_addresses(), client, self._connections)
         self._settling = threading.Lock()
         # mutable, guarded by _lock
@@ -316,6 +318,7 @@ class NativePlane:
             with self._lock:
                 if self._closed and not self._under_way:
                     break
+        self._connections.end()  # those that were in use
         self._counters.catch_up.remove(self._settle_ended)
 
     def _settle_ended(self) -> None:

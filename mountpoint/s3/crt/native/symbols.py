@@ -55,7 +55,7 @@ FUNCTIONS = (
     "aws_http_connection_new_requests_allowed",
 )
 #: The versions of awscrt with the layouts of `_crt.pxd`, and those of their aws-c-s3. To add one,
-#: run tests/unit/s3/crt/test_layouts.py with its wheels. awscrt 0.38.0 has no `recv_buffer`.
+#: run tests/unit/s3/crt/native/test_layouts.py with its wheels. awscrt 0.38.0 has no `recv_buffer`.
 VERSIONS = frozenset({"0.38.1"})
 S3_VERSIONS = frozenset({"1.5.1"})
 #: A constant in aws-c-s3 (private/s3_util.h): an aws_byte_cursor, a length and a pointer.
@@ -92,6 +92,12 @@ def addresses() -> tuple[int, ...]:
     length, text = (ctypes.c_size_t * 2).from_address(s3_version)
     _check("aws-c-s3", ctypes.string_at(text, length).decode("utf-8", "replace"), S3_VERSIONS)
     return tuple(functions)
+
+
+def is_bundled() -> bool:
+    """Whether awscrt has its own copies of the CRT's libraries: its version says theirs."""
+    library = ctypes.CDLL(getattr(_awscrt, "__file__", ""), mode=os.RTLD_NOLOAD)
+    return not hasattr(library, FUNCTIONS[0])
 
 
 def _check(library: str, version: str, known: frozenset[str]) -> None:

@@ -68,6 +68,9 @@ class Server:
         self.go.set()
         self.requests: list[bytes] = []
         self.connections: set[socket.socket] = set()  # that are open
+        self.accepted = 0
+        self.sent_bytes = 0  # of bodies, about
+        self.hangs_up = False  # at once
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -94,6 +97,10 @@ class Server:
         with suppress(OSError):
             while True:
                 connection, _ = self._listener.accept()
+                self.accepted += 1
+                if self.hangs_up:
+                    connection.close()
+                    continue
                 self.connections.add(connection)
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
@@ -127,6 +134,9 @@ class Server:
 
     def _answer(self, connection: socket.socket, request: bytes, fault: str) -> bool:
         """Answer; return whether the connection goes on."""
+        if fault == "none":  # once
+            self.fault = "right"
+            return False
         found = re.search(rb"(?i)range: bytes=(\d+)-(\d+)", request)
         start, stop = (int(found[1]), int(found[2]) + 1) if found else (0, len(DATA))
         body = DATA[start:stop]
@@ -160,11 +170,19 @@ class Server:
         if "chunked" in fault:
             head += "Transfer-Encoding: chunked\r\n"
             body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
-        elif fault == "no length":
+        elif fault == "trailers":
+            extras = b"".join(b"x-amz-meta-%d: %s\r\n" % (n, b"v" * 900) for n in range(60))
+            head += "Transfer-Encoding: chunked\r\n"
+            body = b"%x\r\n%s\r\n0\r\nETag: other\r\n%s\r\n" % (len(body), body, extras)
+        elif fault in ("no length", "endless"):
             head += "Connection: close\r\n"
         else:
             head += f"Content-Length: {len(body)}\r\n"
         connection.sendall(f"HTTP/1.1 {status}\r\n{head}\r\n".encode())
+        if fault == "endless":
+            while True:
+                connection.sendall(bytes(1 << 16))
+                self.sent_bytes += 1 << 16
         half = len(body) // 2
         if fault == "cut":
             connection.sendall(body[:half])

@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from mountpoint._fastpath import Part
 from mountpoint.config import CredentialsConfig
 from mountpoint.s3.aws.credentials import Credentials
 from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.crt.client import CrtClient
-from mountpoint.s3.crt.native import connections
+from mountpoint.s3.crt.native import connections, plane
 from tests.signatures import Authorization, signature
 from tests.unit.native.building import probe
 from tests.unit.s3.crt.native.faulty_server import (
@@ -114,6 +115,77 @@ def test_answers(server: Server, fault: str, size: int) -> None:
         assert read(client, 9_000) == DATA[9_000:9_100]
 
 
+def test_an_endless_body(server: Server) -> None:
+    """A body that is too long is not received to its end."""
+    with connected(server) as client:
+        open_one(client)
+        server.fault = "endless"
+        assert read(client, 5_000) is None
+        until(lambda: opened(client) == 0)
+        until(lambda: len(server.connections) <= 1)
+        assert server.sent_bytes < 64 << 20
+        server.fault = "right"
+        assert read(client, 9_000) == DATA[9_000:9_100]
+
+
+def test_headers_after_the_body(server: Server) -> None:
+    """They do not change what Python may be reading."""
+    with connected(server) as client:
+        open_one(client)
+        for fault in ("right", "trailers"):
+            server.fault = fault
+            part = Part(5_000, 5_100, VERSION.etag)
+            part.attach(client.get(VERSION, 5_000, 5_100, part))
+            assert part.wait(SAFE_S)
+            assert part.ready
+            assert part.info is not None
+            assert part.info.metadata == {}
+        assert direct(server) == [False, True, True]
+
+
+def test_a_dead_connection(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read whose connection has ended without an answer is sent once more, by the S3 client."""
+    with connected(server) as client:
+        open_one(client)
+        server.fault = "none"
+        assert read(client, 5_000) == DATA[5_000:5_100]
+        assert direct(server) == [False, True, False]
+
+
+def test_a_store_that_hangs_up(server: Server) -> None:
+    """Connections that are closed before they bring anything are not opened again and again."""
+    with connected(server) as client:
+        open_one(client)
+        server.hangs_up = True
+        server.hang_up()
+        until(lambda: not server.connections)
+        time.sleep(0.05)
+        for _ in range(20):
+            read(client, 5_000, late_s=0.2)
+        assert client._native is not None
+        until(lambda: client._native._opener._next_try_s > 0)
+        accepted = server.accepted
+        time.sleep(2 * plane.LOOK_S)
+        assert server.accepted == accepted
+
+
+def test_no_certificates(server: Server) -> None:
+    """If a connection cannot be begun, the S3 client gets the GETs, and they are counted."""
+    with connected(server) as client:
+        assert client._native is not None
+
+        def fail() -> None:
+            raise OSError("no certificates")
+
+        client._native._opener._connect = fail  # type: ignore[assignment]
+        assert read(client, 5_000) == DATA[5_000:5_100]
+        until(lambda: client._native._opener._next_try_s > 0)
+        assert read(client, 6_000) == DATA[6_000:6_100]
+        assert client.counters.snapshot()["gets"] == 2
+        assert client._native._thread is not None
+        assert client._native._thread.is_alive()
+
+
 def test_late(server: Server) -> None:
     """A read that gives up closes its connection: bytes that come later are nobody's."""
     with connected(server) as client:
@@ -130,6 +202,7 @@ def test_closed_while_idle(server: Server) -> None:
     """A connection that the store has closed is replaced."""
     with connected(server) as client:
         open_one(client)
+        assert read(client, 5_000) == DATA[5_000:5_100]
         server.hang_up()
         until(lambda: not server.connections)
         time.sleep(0.05)  # the client learns of it
@@ -205,6 +278,13 @@ def test_the_end(server: Server) -> None:
         native = client._native
         assert native is not None
         until(lambda: native._connections.count == 0)
+        thread = native._thread
+        assert thread is not None
+        thread.join(SAFE_S)
+        del client  # awscrt's client has connections, too
+        accepted = server.accepted
+        native._opener.open_missing()
+        assert server.accepted == accepted
 
 
 def test_signatures(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,8 +312,9 @@ def test_signatures(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert authorization.signature == expected
 
 
-def test_a_storm(server: Server) -> None:
+def test_a_storm(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads by many threads get their own bytes, while connections are closed under them."""
+    monkeypatch.setattr(connections, "PAUSE_S", 0.0)
     stop = threading.Event()
 
     def hang_up() -> None:
