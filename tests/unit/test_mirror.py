@@ -53,7 +53,10 @@ TESTED_IN = {
     "unit/s3/crt/native/test_memory.py": (
         "s3/crt/native/_answers s3/crt/native/_gets s3/crt/native/_requests s3/crt/native/plane"
     ),
-    "unit/s3/crt/native/test_connections.py": "s3/crt/native/_functions s3/crt/native/_http",
+    "unit/s3/crt/native/test_connections.py": (
+        "s3/crt/native/_functions s3/crt/native/_http s3/crt/native/_sending"
+        " s3/crt/native/_templates"
+    ),
     "unit/s3/wire/test_writing.py": "s3/crt/body",
     "unit/staging/test_staged_file.py": "staging/aside staging/content staging/sending",
     "unit/staging/test_area.py": "staging/recovery",

@@ -9,22 +9,12 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from mountpoint.native._arrivals cimport (
-    READY,
-    Arrival,
-    arrival_t,
-    end,
-    new_arrival,
-    ready_block,
-    release_arrival,
-    wait_for,
-)
+from mountpoint.native._arrivals cimport READY, Arrival, end
 from mountpoint.native._blocks cimport Block, release_block, view_of
-from mountpoint.native._lane cimport LaneSource, source_t
+from mountpoint.native._lane cimport LaneSource
 from mountpoint.native._sync cimport (
     atomic_add,
     init_cond,
@@ -37,7 +27,7 @@ from mountpoint.native._sync cimport (
     timespec,
 )
 from mountpoint.s3.crt.native._answers cimport NO_CHECKSUM, NOTHING, described_by
-from mountpoint.s3.crt.native._connections cimport Connection, Connections, Pool, enter, leave
+from mountpoint.s3.crt.native._connections cimport Connections
 from mountpoint.s3.crt.native._crt cimport aws_byte_cursor, aws_http_header
 from mountpoint.s3.crt.native._functions cimport crt
 from mountpoint.s3.crt.native._gets cimport (
@@ -48,206 +38,12 @@ from mountpoint.s3.crt.native._gets cimport (
     new_get,
     release_get,
     release_queue,
-    send,
 )
-from mountpoint.s3.crt.native._http cimport send_on
+from mountpoint.s3.crt.native._sending cimport dispatch, wanted_t
+from mountpoint.s3.crt.native._templates cimport Template, free_gone, new_template
 
 from mountpoint.errors import TransportFault
 from mountpoint.s3.crt.native._functions import set_addresses
-
-# What the GETs of one version have in common, for reads in the lane. It owns a reference to the
-# Python objects that it points into.
-cdef struct Template:
-    source_t source             # the first field: `source_t*` and `Template*` are the same
-    void* kept                  # a tuple of them
-    void* client
-    Queue* queue
-    Pool* pool                  # of `kept`
-    const void* signing         # NULL: unsigned
-    aws_byte_cursor path
-    aws_http_header* headers    # all but Range
-    size_t headers_count
-    const char* etag
-    size_t etag_size
-    uint64_t object_size
-    bint verify
-    bint single
-    bint matches                # the headers require the version
-    Template* next              # in the queue's `gone`
-
-
-# A request.
-cdef struct wanted_t:
-    aws_byte_cursor path
-    aws_http_header* headers
-    size_t headers_count
-    const aws_http_header* range  # one more; NULL: none
-    const void* signing           # NULL: unsigned
-
-cdef enum:
-    MAX_SMALL_BYTES = 1 << 20     # that are sent on connections of our own
-
-
-# --- reads in the lane ---
-
-cdef Block* fetch(
-    source_t* source, long long start, long long stop, unsigned long long thread, double timeout_s
-) noexcept nogil:
-    """Get [start, stop) and wait for it; see `source_t`."""
-    cdef Template* template = <Template*>source
-    cdef double until_s = now_s() + timeout_s
-    cdef bint lost = False
-    cdef Block* block = fetch_once(template, start, stop, thread, timeout_s, True, &lost)
-    if lost:
-        block = fetch_once(template, start, stop, thread, until_s - now_s(), False, &lost)
-    return block
-
-
-cdef Block* fetch_once(
-    Template* template, long long start, long long stop, unsigned long long thread,
-    double timeout_s, bint directly, bint* lost
-) noexcept nogil:
-    """Do the same, on a connection of ours only with `directly`.
-
-    `lost` is set to whether that connection had died, so that no answer came.
-    """
-    cdef arrival_t* arrival = new_arrival()
-    cdef Get* get
-    cdef Block* block = NULL
-    if arrival == NULL:
-        return NULL
-    get = new_get(template.queue, arrival, stop - start, template.etag_size)
-    if get != NULL:
-        if send_range(template, get, start, thread, directly):
-            wait_for(arrival, False, timeout_s)
-            block = ready_block(arrival)
-            if block == NULL:
-                lost[0] = directly and was_lost(get)
-                cancel(get)
-        release_get(get)
-    release_arrival(arrival)
-    return block
-
-
-cdef bint was_lost(Get* get) noexcept nogil:
-    cdef bint ended
-    pthread_mutex_lock(&get.mutex)
-    ended = get.ended
-    pthread_mutex_unlock(&get.mutex)
-    return ended and get.lent != NULL and get.status == 0
-
-
-cdef bint send_range(
-    Template* template, Get* get, long long start, unsigned long long thread, bint directly
-) noexcept nogil:
-    """Send the GET of a read in the lane; False if that fails."""
-    cdef aws_http_header range
-    cdef char text[64]
-    cdef wanted_t wanted
-    # As `CrtClient.get` does: other stores than S3 send no checksum with a range.
-    get.whole = template.verify and template.matches and get.size == template.object_size
-    get.start = start
-    get.object_size = template.object_size
-    memcpy(get.etag, template.etag, template.etag_size)
-    get.etag_size = template.etag_size
-    get.verify = template.verify
-    get.single = template.single
-    get.thread = thread
-    get.begun_at_s = now_s()
-    wanted.path = template.path
-    wanted.headers = template.headers
-    wanted.headers_count = template.headers_count
-    wanted.range = NULL
-    if not get.whole:
-        memset(&range, 0, sizeof(range))
-        range.name = cursor(b"Range", 5)
-        range.value = cursor(text, snprintf(
-            text, sizeof(text), b"bytes=%lld-%lld", start, <long long>(start + get.size - 1)
-        ))
-        wanted.range = &range
-    wanted.signing = template.signing
-    return dispatch(template.client, template.pool if directly else NULL, get, &wanted)
-
-
-cdef bint dispatch(void* client, Pool* pool, Get* get, const wanted_t* wanted) noexcept nogil:
-    """Send a GET on a connection of the pool, or by the S3 client; False if both refuse it.
-
-    `pool` may be NULL.
-    """
-    cdef Connection* connection
-    cdef void* message
-    cdef bint sent = False
-    atomic_add(&get.refs, 1)  # for the CRT, until Python takes the get from the queue
-    if pool != NULL and get.size <= MAX_SMALL_BYTES:
-        connection = enter(pool, &get.missed)
-        get.pool = pool
-        if connection != NULL:
-            message = new_message(wanted)
-            sent = send_on(connection, get, message, wanted.signing)
-            crt.release_message(message)
-    if not sent:
-        message = new_message(wanted)
-        sent = message != NULL and send(client, get, message, wanted.signing)
-        crt.release_message(message)
-    if not sent:
-        if get.pool != NULL:
-            leave(pool)
-            get.pool = NULL
-        release_get(get)
-    return sent
-
-
-cdef void* new_message(const wanted_t* wanted) noexcept nogil:
-    """Return the message of a GET; NULL without memory."""
-    cdef void* message = crt.new_request(crt.default_allocator())
-    cdef size_t index
-    if message == NULL:
-        return NULL
-    crt.set_method(message, cursor(b"GET", 3))
-    crt.set_path(message, wanted.path)
-    for index in range(wanted.headers_count):
-        crt.add_header(message, wanted.headers[index])
-    if wanted.range != NULL:
-        crt.add_header(message, wanted.range[0])
-    return message
-
-
-cdef void destroy(source_t* source) noexcept nogil:
-    """Leave a template to the next call of Python: a reader that closes its file needs no GIL."""
-    cdef Template* template = <Template*>source
-    cdef Queue* queue = template.queue
-    cdef bint closed
-    pthread_mutex_lock(&queue.mutex)
-    closed = queue.closed
-    if not closed:
-        template.next = <Template*>queue.gone
-        queue.gone = template
-    pthread_mutex_unlock(&queue.mutex)
-    if closed:
-        with gil:
-            free_template(template)
-    release_queue(queue)
-
-
-cdef void free_template(Template* template) noexcept:
-    Py_DECREF(<object>template.kept)
-    free(template.headers)
-    free(template)
-
-
-cdef void free_gone(Queue* queue) noexcept:
-    """Free the templates that were left."""
-    cdef Template* template
-    cdef Template* following
-    pthread_mutex_lock(&queue.mutex)
-    template = <Template*>queue.gone
-    queue.gone = NULL
-    pthread_mutex_unlock(&queue.mutex)
-    while template != NULL:
-        following = template.next
-        free_template(template)
-        template = following
-
 
 cdef aws_byte_cursor cursor_of(bytes text):
     return cursor(PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
@@ -491,15 +287,11 @@ cdef class NativeGets:
         `headers` are all headers but Range; `matches`: they require the version.
         """
         free_gone(self.queue)
-        cdef Template* template = <Template*>malloc(sizeof(Template))
+        cdef Template* template = new_template()
         if template == NULL:
             raise MemoryError()
         cdef LaneSource it = LaneSource.__new__(LaneSource)
         cdef tuple kept = (self.client, self.connections, path, headers, signing, etag)
-        memset(template, 0, sizeof(Template))
-        template.source.refs = 1
-        template.source.fetch = &fetch
-        template.source.destroy = &destroy
         template.client = self.native
         template.queue = self.queue
         template.pool = self.connections.pool
