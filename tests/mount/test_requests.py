@@ -241,7 +241,9 @@ def test_a_little_of_many_files(store: Store, folder: Path) -> None:
                 eventually(lambda: ask(own_socket(mount), "status")["open_files"] == 0)
                 before = mount.counters()
         after = mount.counters()
-        read, asked = (after[name] - before[name] for name in ("bytes_read", "bytes_asked"))
+        names = ("bytes_read", "bytes_asked", "hedges")
+        read, asked, hedges = (after[name] - before[name] for name in names)
+        asked -= 4096 * hedges  # requests that were sent again, because the machine was busy
         assert asked <= 1.1 * read
         if "read-ahead could not be set" not in mount.log:
             assert asked <= 1.1 * 59 * 4096
