@@ -27,7 +27,8 @@ cdef double SHORT_S = 1.0
 cdef Connection* enter(Pool* pool, bint* missed) noexcept nogil:
     """Note that a GET begins, and take an idle connection for it; NULL: there is none.
 
-    `missed` is set to whether there could be one if Python opened more. The caller has a reference to the pool then, until `leave`.
+    `missed` is set to whether there could be one if Python opened more. The caller has a reference
+    to the pool then, until `leave`.
     """
     cdef Connection* connection
     atomic_add(&pool.refs, 1)

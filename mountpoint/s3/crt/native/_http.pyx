@@ -51,10 +51,11 @@ cdef int on_headers(
 
 cdef int on_headers_done(void* stream, int block, void* user) noexcept nogil:
     """Judge the headers, all of which have arrived."""
+    cdef Get* get = <Get*>user
     cdef int status = 0
-    if block == MAIN:
+    if block == MAIN and get.described_at_s == 0:
         crt.response_status(stream, &status)
-        judge_headers(<Get*>user, status)
+        judge_headers(get, status)
     return 0
 
 
@@ -79,8 +80,8 @@ cdef void on_complete(void* stream, int error, void* user) noexcept nogil:
     pthread_mutex_lock(&get.mutex)
     get.connection = NULL
     get.ended = True
-    pthread_mutex_unlock(&get.mutex)
     get.lent.proven = get.lent.proven or get.status != 0 or get.cancelled
+    pthread_mutex_unlock(&get.mutex)
     give_back(get.pool, get.lent)
     finish(get)
 
