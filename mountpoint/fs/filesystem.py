@@ -53,9 +53,14 @@ from mountpoint.read.stream import Bytes
 from mountpoint.s3.client import ObjectInfo
 from mountpoint.system.memory import drop_leftovers, give_back
 
-#: The kernel learns the attributes of so many entries of each listing. It then keeps an inode for
-#: each of them, and so does the mount: 330 bytes.
+#: The kernel learns the attributes of so many entries of each listing, and those of the others once
+#: programs look some of them up. It then keeps an inode for each, and so does the mount: 330 bytes.
+#: An entry with attributes takes twice the CPU time; its lookup, which takes longer, is saved, if a
+#: program comes to it within the ttl.
 MANY_ENTRIES = 10_000
+#: The same with a short ttl, within which a program comes to fewer.
+FEW_ENTRIES = 2_000
+LONG_TTL_S = 60.0
 
 #: How long after a truncation the kernel may not have its answer yet.
 RESIZED_S = 1.0
@@ -281,7 +286,7 @@ class FileSystem:
 
         If a directory has many, it learns those of the others once programs look some of them up.
         """
-        if position < MANY_ENTRIES:
+        if position < (MANY_ENTRIES if self._ttl_s >= LONG_TTL_S else FEW_ENTRIES):
             return True
         handle = self._open_directories.get(number)
         if self._looked_up_in == handle.inode.number:

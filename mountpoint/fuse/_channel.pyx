@@ -62,7 +62,6 @@ from mountpoint.fuse._protocol cimport (
     PROT_WRITE,
     READDIR,
     READDIRPLUS,
-    READDIRPLUS_AUTO,
     RENAME,
     RENAME2,
     RTLD_LAZY,
@@ -490,13 +489,10 @@ def want(bint yes):
         wanted = False
 
 
-def want_attributes(bint yes, bint always=False):
-    """Set before mounting whether the kernel asks for the attributes of listed entries.
-
-    Unless `always`, it asks for them at the start of a listing, and later if programs use them.
-    """
+def want_attributes(bint yes):
+    """Set before mounting whether the kernel asks for the attributes of listed entries."""
     global listings_wanted
-    listings_wanted = 0 if not yes else DO_READDIRPLUS if always else DO_READDIRPLUS | READDIRPLUS_AUTO
+    listings_wanted = DO_READDIRPLUS if yes else 0
 
 
 def take(int number):

@@ -157,7 +157,6 @@ cdef enum:
 
     # INIT flags
     DO_READDIRPLUS = 1 << 13  # listings with attributes
-    READDIRPLUS_AUTO = 1 << 14  # only if programs use the attributes
     ASYNC_DIO = 1 << 15  # several requests at once for large O_DIRECT reads
     PARALLEL_DIROPS = 1 << 18  # lookups in one directory at the same time
     MAX_PAGES = 1 << 22

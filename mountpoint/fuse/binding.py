@@ -82,14 +82,13 @@ def library_version() -> str:
     return f"{major}.{minor}"
 
 
-def widen(wanted: bool, *, attributes: bool = False, always: bool = False) -> None:
+def widen(wanted: bool, *, attributes: bool = False) -> None:
     """Set before mounting whether to negotiate with the kernel what libfuse cannot.
 
-    `attributes`: among that, listings with the attributes of their entries; `always`: also if no
-    program has used those at the start of the listing.
+    `attributes`: among that, listings with the attributes of their entries.
     """
     _channel.want(wanted)
-    _channel.want_attributes(attributes, always)
+    _channel.want_attributes(attributes)
 
 
 def serve_lane(meters: Meters) -> None:

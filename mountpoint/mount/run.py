@@ -57,11 +57,6 @@ from mountpoint.upload.uploads import Uploads
 
 log = structlog.get_logger(__name__)
 
-#: With this ttl or a longer one all listings have the attributes of their entries: a program that
-#: lists a directory and then opens its files does so within that time. Each entry then takes twice
-#: the CPU time (20 microseconds), and its lookup, which takes longer, is saved.
-LONG_TTL_S = 60.0
-
 #: Freed memory of bodies that waits for its next use: this part of the memory target, but at least
 #: one part. With 1 GiB it is eight parts, as many as one reader has in flight.
 KEPT_SHARE = 16
@@ -267,9 +262,8 @@ def _serve(
     sweeps += [each.sweep for each in (cache, shared) if each is not None]
     memory.start_sweeping([*sweeps, end_reads], stopping)
     # Listings do not name attributes that objects keep.
-    ttl_s = config.filesystem.ttl_s
-    attributes = ttl_s > 0 and not config.change.keeps_attributes
-    binding.widen(config.mount.channel, attributes=attributes, always=ttl_s >= LONG_TTL_S)
+    attributes = config.filesystem.ttl_s > 0 and not config.change.keeps_attributes
+    binding.widen(config.mount.channel, attributes=attributes)
     binding.serve_lane(meters)
     if config.mount.channel:
         binding.serve_opens(prepared, meters)

@@ -587,7 +587,7 @@ def test_a_write_with_append(
 
 def test_a_long_listing(adapter: Adapter, listed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """After many entries only those listings have attributes whose names are looked up."""
-    monkeypatch.setattr(filesystem, "MANY_ENTRIES", 3)
+    monkeypatch.setattr(filesystem, "FEW_ENTRIES", 3)
 
     def known(handle: int, position: int) -> list[bytes]:
         return [name for name, found in listed(adapter, handle, position, 4096) if found]
