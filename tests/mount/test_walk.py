@@ -157,19 +157,19 @@ def lookups_of(mount: Mount) -> int:
     return lookup["us"]["count"] if lookup else 0
 
 
-@pytest.mark.parametrize(("ttl_s", "looked_up"), [(60, 0), (59, 800)])
+@pytest.mark.parametrize(("ttl_s", "looked_up"), [(60, 0), (59, 600)])
 def test_files_that_were_listed_before(
     flat_store: Store, folder: Path, ttl_s: int, looked_up: int
 ) -> None:
-    """With a long ttl a program that lists names, and then uses them, looks none up."""
+    """A program that lists names, and then uses them, looks none up; or those after the 2,000th."""
     prefix = "walk/listed/"
-    names = [f"{number:04d}" + "n" * 50 for number in range(1000)]
+    names = [f"{number:04d}" + "n" * 50 for number in range(2600)]
     with mounted(flat_store, folder, "--prefix", prefix, "--metadata-ttl", str(ttl_s)) as mount:
         flat_store.put_all({prefix + name: b"x" for name in names})
         assert sorted(os.listdir(mount.path)) == names
         assert all((mount.path / name).stat().st_size == 1 for name in names)
         found = lookups_of(mount)
-        assert found >= looked_up if looked_up else found == 0
+        assert looked_up - 200 <= found <= looked_up + 1  # the kernel asks for many at once
 
 
 def test_a_listing_brings_the_attributes(flat_store: Store, folder: Path) -> None:
