@@ -6,8 +6,8 @@ Unless the mount always asks, a version that was seen recently is opened without
 first read sends the first one. If that finds another object, or none, the read fails, and later
 opens ask S3.
 
-Small files in the data cache are opened without the interpreter, if they were prepared for that
-(`prepared`). Such a handle is adopted where it needs an object (`reads/adoption`).
+Small files are opened without the interpreter, if they were prepared for that (`prepared`). Such a
+handle is adopted where it needs an object (`reads/adoption`).
 """
 
 import os

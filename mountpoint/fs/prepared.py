@@ -266,7 +266,6 @@ class Preparer:
             found.source,
             text_of_reader(inode, info) if self._logs else b"",
             wakes=wakes,
-            fetches=self.fetches,
             late_s=found.late_s,
         )
 

@@ -17,8 +17,8 @@ cdef struct prepared_t:
     version_t version
     unsigned long long generation
     double until_s              # monotonic clock
-    bint fetches                # each open fetches the whole object; then it is prepared no more
-    double late_s               # after so many seconds Python opens it
+    double late_s               # its open fetches the whole object, and then it is prepared no more;
+                                # after so many seconds Python opens it. 0: nothing is fetched
     bint used                   # it has been opened
     bint wakes                  # when it is opened, the thread that prepares is woken
     prepared_t* next            # in its bucket

@@ -28,7 +28,6 @@ class PreparedFiles:
         fields: bytes,
         *,
         wakes: bool = False,
-        fetches: bool = False,
         late_s: float = 0.0,
     ) -> bool: ...
     def has(self, inode: int, at_s: float) -> bool: ...

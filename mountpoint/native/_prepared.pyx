@@ -146,17 +146,13 @@ cdef unsigned long long open_prepared(
     if is_valid(table, file, at_s) and not table.paused and (
         file.used or has_place(&table.first)
     ):
-        if not file.fetches:
+        if file.late_s == 0:
             handle = add_handle(table.handles, &file.version, NULL, request)
         elif reserve(table.handles, file.version.size_bytes):
             fetched = file[0]
             atomic_add(&fetched.version.source.refs, 1)
     if handle != 0:
-        table.opens += 1
-        if not file.used:
-            note_used(table, file)
-        if file.wakes:
-            note_woken(table, inode)
+        note_open(table, file)
     pthread_mutex_unlock(&table.mutex)
     if fetched.version.source != NULL:
         handle = open_fetched(table, &fetched, request, thread)
@@ -186,10 +182,7 @@ cdef unsigned long long open_fetched(
     ):
         handle = add_handle(table.handles, &file.version, block, request)
     if handle != 0:
-        table.opens += 1
-        note_used(table, file)
-        if file.wakes:
-            note_woken(table, file.version.inode)
+        note_open(table, file)
     else:
         unreserve(table.handles, version.size_bytes)
         table.failed += block == NULL
@@ -203,11 +196,15 @@ cdef unsigned long long open_fetched(
     return handle
 
 
-cdef void note_used(table_t* table, prepared_t* file) noexcept nogil:
-    """Note the first open of a file (mutex held); there is room in `first`."""
-    file.used = True
-    put(&table.first, file.version.inode)
-    table.used += 1
+cdef void note_open(table_t* table, prepared_t* file) noexcept nogil:
+    """Note an open of a file (mutex held); if it is the first one, there is room in `first`."""
+    table.opens += 1
+    if not file.used:
+        file.used = True
+        put(&table.first, file.version.inode)
+        table.used += 1
+    if file.wakes:
+        note_woken(table, file.version.inode)
 
 
 cdef class PreparedFiles:
@@ -259,13 +256,14 @@ cdef class PreparedFiles:
     def add(
         self, unsigned long long inode, unsigned long long generation, double until_s,
         long long size_bytes, LaneSource source not None, bytes fields not None, *,
-        bint wakes=False, bint fetches=False, double late_s=0,
+        bint wakes=False, double late_s=0,
     ):
         """Let a file be opened until `until_s` (monotonic clock); return whether it can be.
 
         `fields` are those of its line in the log, in JSON, from the opening brace up to the number of
-        the request. `wakes`: each open wakes the thread in `wait`. `fetches`: it can be opened once,
-        and that fetches all of it, within `late_s` seconds, and so asks whether it is the newest version.
+        the request. `wakes`: each open wakes the thread in `wait`. With `late_s` it can be opened
+        once: that fetches all of it, within so many seconds, and so asks whether it is the newest
+        version.
         """
         cdef prepared_t* file
         cdef prepared_t* before = NULL
@@ -288,7 +286,6 @@ cdef class PreparedFiles:
         file.generation = generation
         file.until_s = until_s
         file.wakes = wakes
-        file.fetches = fetches
         file.late_s = late_s
         atomic_add(&source.source.refs, 1)
         pthread_mutex_lock(&self.table.mutex)

@@ -181,11 +181,12 @@ class CrtClient:
             connect_timeout_ms=config.connect_timeout_ms,
             network_interface_names=config.interfaces or None,
         )
-        # Which data plane GETs use: "native", or "python (REASON)".
+        # For small GETs. Only the S3 client knows the way by proxies, sessions and interfaces.
         connect = None
         if not (proxied or endpoint.has_sessions or config.interfaces):
             timeout_ms = config.connect_timeout_ms
             connect = connector(endpoint, bootstrap, tls, timeout_ms=timeout_ms)
+        # Which data plane GETs use: "native", or "python (REASON)".
         self._native, self.data_plane = self._native_plane(connect, wanted=config.native)
         # constants
         self._part_bytes = part_bytes

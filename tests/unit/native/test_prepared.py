@@ -266,7 +266,7 @@ def fetching(source: Any) -> PreparedFiles:
 
 def add_fetching(files: PreparedFiles, source: Any, inode: int = 5) -> bool:
     generation = files.generation
-    return files.add(inode, generation, UNTIL_S, SIZE, source, FIELDS, fetches=True, late_s=7.0)
+    return files.add(inode, generation, UNTIL_S, SIZE, source, FIELDS, late_s=7.0)
 
 
 def test_an_open_that_fetches(probe: Any) -> None:

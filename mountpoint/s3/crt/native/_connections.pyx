@@ -102,28 +102,21 @@ cdef void free_connections(Connection* connection) noexcept:
 cdef sweep(Pool* pool, double max_idle_s, bint ending):
     """Free connections that are closed or have been idle for long; at the end, all idle ones."""
     cdef Connection* connection
-    cdef Connection* idle
     cdef Connection* closed
+    cdef Connection** link = &pool.idle
     cdef double idle_since_s = now_s() - max_idle_s
     cdef bint died
     with nogil:
         pthread_mutex_lock(&pool.mutex)
         pool.ended = pool.ended or ending
-        idle = NULL
-        while pool.idle != NULL:
-            connection = pool.idle
-            pool.idle = connection.next
+        while link[0] != NULL:
+            connection = link[0]
             died = not crt.new_requests_allowed(connection.native)
             if ending or died or connection.idle_since_s < idle_since_s:
+                link[0] = connection.next
                 discard(pool, connection, died)
             else:
-                connection.next = idle
-                idle = connection
-        while idle != NULL:  # in their order
-            connection = idle
-            idle = connection.next
-            connection.next = pool.idle
-            pool.idle = connection
+                link = &connection.next
         closed = pool.closed
         pool.closed = NULL
         pthread_mutex_unlock(&pool.mutex)

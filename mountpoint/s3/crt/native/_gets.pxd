@@ -78,10 +78,14 @@ cdef struct Get:
     bint cancelled
     Get* next                   # in the queue
 
-cdef Get* new_get(Queue* queue, arrival_t* arrival, uint64_t size, size_t etag_size) noexcept nogil
+cdef Get* new_get(
+    Queue* queue, arrival_t* arrival, uint64_t start, uint64_t size, const char* etag,
+    size_t etag_size
+) noexcept nogil
 cdef void release_get(Get* get) noexcept nogil
 cdef void release_queue(Queue* queue) noexcept nogil
 cdef void note_header(Get* get, const aws_http_header* header) noexcept nogil
+cdef bint is_success(const Get* get) noexcept nogil
 cdef void judge_headers(Get* get, int status) noexcept nogil
 cdef void keep_body(Get* get, const aws_byte_cursor* body, uint64_t offset) noexcept nogil
 cdef bint keep_error_body(Get* get, const aws_byte_cursor* body) noexcept nogil

@@ -173,7 +173,7 @@ cdef void judge_headers(Get* get, int status) noexcept nogil:
     cdef answer_t* answer = &get.answer
     get.described_at_s = now_s()
     get.status = status
-    if status != 200 and status != 206:
+    if not is_success(get):
         return
     if answer.etags != 1 or not answer.etag or answer.sizes != 1 or not answer.sized:
         get.unclear = True
@@ -189,6 +189,10 @@ cdef void judge_headers(Get* get, int status) noexcept nogil:
             get.algorithm = answer.algorithm
             get.checksum = answer.checksum
     describe(get.arrival)
+
+
+cdef bint is_success(const Get* get) noexcept nogil:
+    return get.status == 200 or get.status == 206
 
 
 cdef void keep_body(Get* get, const aws_byte_cursor* body, uint64_t offset) noexcept nogil:
@@ -303,8 +307,11 @@ cdef bint keep_error_body(Get* get, const aws_byte_cursor* body) noexcept nogil:
 
 # --- gets ---
 
-cdef Get* new_get(Queue* queue, arrival_t* arrival, uint64_t size, size_t etag_size) noexcept nogil:
-    """Return a get with one reference; NULL without memory."""
+cdef Get* new_get(
+    Queue* queue, arrival_t* arrival, uint64_t start, uint64_t size, const char* etag,
+    size_t etag_size
+) noexcept nogil:
+    """Return a get of a range, with one reference; NULL without memory."""
     cdef Get* get = <Get*>malloc(sizeof(Get))
     if get == NULL:
         return NULL
@@ -323,7 +330,10 @@ cdef Get* new_get(Queue* queue, arrival_t* arrival, uint64_t size, size_t etag_s
     atomic_add(&queue.refs, 1)
     get.arrival = arrival
     hold_arrival(arrival)
+    get.start = start
     get.size = size
+    memcpy(get.etag, etag, etag_size)
+    get.etag_size = etag_size
     get.buffer.buffer = <uint8_t*>get.block.bytes
     get.buffer.capacity = size
     return get

@@ -21,6 +21,7 @@ from mountpoint.s3.crt.native._functions cimport crt
 from mountpoint.s3.crt.native._gets cimport (
     Get,
     finish,
+    is_success,
     judge_headers,
     keep_body,
     keep_error_body,
@@ -86,13 +87,9 @@ cdef void on_complete(void* stream, int error, void* user) noexcept nogil:
     finish(get)
 
 
-cdef bint is_success(const Get* get) noexcept nogil:
-    return get.status == 200 or get.status == 206
-
-
 # --- sending ---
 
-# A request that is being signed. Its configuration has a static provider (`crt.signing`), which
+# A request that is being signed. Its configuration has a static provider (`crt/signing`), which
 # calls back at once: so this is not used any more when `sign` ends.
 cdef struct signing_t:
     void* message

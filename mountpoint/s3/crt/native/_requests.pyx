@@ -245,17 +245,16 @@ cdef class NativeGets:
         `etag` and `object_size`. `single`: the ETag is not of a multipart upload. Raises
         TransportFault if the CRT refuses the request, or if there is no memory for the body.
         """
-        cdef Get* get = new_get(self.queue, sink.arrival, size, len(etag))
+        cdef Get* get = new_get(
+            self.queue, sink.arrival, start, size, PyBytes_AS_STRING(etag), len(etag)
+        )
         if get == NULL:
             raise TransportFault(f"there is no memory for {size} bytes")
         cdef NativeGet it = NativeGet.__new__(NativeGet)
         it.get = get
         it.client = self.client
         it.owner = owner
-        get.start = start
         get.object_size = object_size
-        memcpy(get.etag, PyBytes_AS_STRING(etag), len(etag))
-        get.etag_size = len(etag)
         get.whole = whole
         get.verify = verify
         get.single = single

@@ -7,7 +7,7 @@ Python after the file was closed.
 from cpython.ref cimport Py_DECREF
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from mountpoint.native._arrivals cimport (
     arrival_t,
@@ -70,9 +70,11 @@ cdef Block* fetch_once(
     cdef Block* block = NULL
     if arrival == NULL:
         return NULL
-    get = new_get(template.queue, arrival, stop - start, template.etag_size)
+    get = new_get(
+        template.queue, arrival, start, stop - start, template.etag, template.etag_size
+    )
     if get != NULL:
-        if send_range(template, get, start, thread, directly):
+        if send_range(template, get, thread, directly):
             wait_for(arrival, False, timeout_s)
             block = ready_block(arrival)
             if block == NULL:
@@ -92,7 +94,7 @@ cdef bint was_lost(Get* get) noexcept nogil:
 
 
 cdef bint send_range(
-    Template* template, Get* get, long long start, unsigned long long thread, bint directly
+    Template* template, Get* get, unsigned long long thread, bint directly
 ) noexcept nogil:
     """Send the GET of a read in the lane; False if that fails."""
     cdef aws_http_header range
@@ -100,10 +102,7 @@ cdef bint send_range(
     cdef wanted_t wanted
     # As `CrtClient.get` does: other stores than S3 send no checksum with a range.
     get.whole = template.verify and template.matches and get.size == template.object_size
-    get.start = start
     get.object_size = template.object_size
-    memcpy(get.etag, template.etag, template.etag_size)
-    get.etag_size = template.etag_size
     get.verify = template.verify
     get.single = template.single
     get.thread = thread
@@ -116,7 +115,8 @@ cdef bint send_range(
         memset(&range, 0, sizeof(range))
         range.name = cursor(b"Range", 5)
         range.value = cursor(text, snprintf(
-            text, sizeof(text), b"bytes=%lld-%lld", start, <long long>(start + get.size - 1)
+            text, sizeof(text), b"bytes=%lld-%lld",
+            <long long>get.start, <long long>(get.start + get.size - 1),
         ))
         wanted.range = &range
     wanted.signing = template.signing

@@ -51,13 +51,15 @@ class ConnectionOpener:
 
     def open_missing(self) -> None:
         """Begin to open those that GETs could have used since the last call."""
+        if self._connect is None:
+            return
         missing = self._connections.missing(MAX_IDLE_S)
         if self._connections.take_useless():
             self._pause("the store has closed one at once")
         room = MAX_CONNECTIONS - self._connections.count - len(self._opening)
-        grows = self._connect is not None and room > 0 and time.monotonic() >= self._next_try_s
+        grows = room > 0 and time.monotonic() >= self._next_try_s
         self._connections.grow(grows)
-        if self._connect is None or not grows:
+        if not grows:
             return
         for _ in range(min(missing - len(self._opening), room)):
             try:
