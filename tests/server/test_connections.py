@@ -7,13 +7,10 @@ import pytest
 import trustme
 
 from mountpoint.s3.aws.endpoint import Endpoint
-from tests.unit.s3.crt.native.faulty_server import DATA, Server, connected, unavailable
+from tests.unit.s3.crt.native.faulty_server import DATA, Server, connected, needs_native_plane
 from tests.unit.s3.crt.native.test_connections import direct, open_one, opened, read
 
-pytestmark = [
-    pytest.mark.server,
-    pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "available"),
-]
+pytestmark = [pytest.mark.server, needs_native_plane]
 
 
 def test_tls(tmp_path: Path) -> None:

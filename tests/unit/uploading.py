@@ -1,7 +1,6 @@
 """Uploads over a fake client, with their shared parts."""
 
 import threading
-import time
 import weakref
 from collections.abc import Callable
 
@@ -16,6 +15,7 @@ from mountpoint.upload.parts import S3_LIMITS, Limits
 from mountpoint.upload.upload import Upload
 from mountpoint.upload.uploads import Uploads
 from tests.unit.fake_client import SAFE_S, FakeClient
+from tests.unit.waiting import until
 
 MIB = 1 << 20
 PART = 5 * MIB
@@ -115,15 +115,8 @@ class World:
         assert not self.uploads._bytes_by_upload
         assert not self.uploads._queue
         assert self.uploads._in_flight_bytes == 0
+        # A fake client's thread releases a body shortly after the end.
         until(lambda: self.spill.files == 0)
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait for another thread: a fake client's thread releases a body shortly after the end."""
-    until_s = time.monotonic() + SAFE_S
-    while not condition():
-        assert time.monotonic() < until_s
-        time.sleep(0.001)
 
 
 def data_of(size: int) -> bytes:

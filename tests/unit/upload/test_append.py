@@ -24,7 +24,8 @@ from tests.soak import examples
 from tests.unit.aws_fakes import isolate
 from tests.unit.directory_bucket import connected, directory_bucket, endpoint_of
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request
-from tests.unit.uploading import CountedSpill, until
+from tests.unit.uploading import CountedSpill
+from tests.unit.waiting import until
 
 PART = 5 * MIB
 KEY = b"dir/log"

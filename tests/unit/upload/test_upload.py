@@ -17,7 +17,8 @@ from mountpoint.s3.client import Condition, ObjectInfo
 from mountpoint.upload.upload import Upload
 from tests.soak import examples
 from tests.unit.fake_client import MTIME_NS, SAFE_S, FakeClient, Fault, Request
-from tests.unit.uploading import ABSENT, KEY, MIB, PART, CountedSpill, World, data_of, until
+from tests.unit.uploading import ABSENT, KEY, MIB, PART, CountedSpill, World, data_of
+from tests.unit.waiting import until
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from mountpoint.upload.parts import Limits
 from mountpoint.upload.upload import Upload
 from tests.soak import examples
 from tests.unit.fake_client import SAFE_S, FakeClient, Fault, Request
-from tests.unit.uploading import KEY, MIB, PART, World, data_of, until
+from tests.unit.uploading import KEY, MIB, PART, World, data_of
+from tests.unit.waiting import until
 
 SOURCE = b"source"
 

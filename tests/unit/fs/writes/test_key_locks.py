@@ -16,12 +16,13 @@ from mountpoint.errors import Interrupted
 from mountpoint.fs.inodes import ROOT, InodeNumber
 from mountpoint.fs.writes import key_locks
 from mountpoint.fs.writes.key_locks import KeyLocks, _meet
-from tests.unit.fake_client import SAFE_S, Fault, Request
+from tests.unit.fake_client import Fault, Request
 from tests.unit.fs.test_setattr import staged
 from tests.unit.fs.writes.streamed.test_writes import OPENER
 from tests.unit.fs.writes.test_rename import rename
 from tests.unit.interleaving import Interleaving, explore
 from tests.unit.mounted import Mounted, mounted
+from tests.unit.waiting import until
 
 
 @pytest.fixture
@@ -29,14 +30,6 @@ def pool() -> Iterator[ThreadPoolExecutor]:
     """A few threads."""
     with ThreadPoolExecutor(8) as pool:
         yield pool
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait until a condition is true."""
-    until_s = time.monotonic() + SAFE_S
-    while not condition():
-        assert time.monotonic() < until_s
-        time.sleep(0.001)
 
 
 # --- The locks ---

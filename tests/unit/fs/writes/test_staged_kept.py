@@ -18,7 +18,7 @@ from tests.unit.fs.writes.streamed.test_writes import is_there
 from tests.unit.fs.writes.test_staged_names import kept
 from tests.unit.mounted import Mounted
 from tests.unit.staging_world import KEY, MIB, World, data_of
-from tests.unit.uploading import until
+from tests.unit.waiting import until
 
 REFUSED = Fault(error=AccessDenied("no", status=403))
 FIRST, SECOND, THIRD = 11, 12, 13

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import pytest
+
 from mountpoint.config import ClientConfig
 from mountpoint.metrics.counters import Counters
 from mountpoint.native import _blocks
@@ -27,13 +29,16 @@ DATA = os.urandom(1 << 20)
 VERSION = ObjectInfo(b"key", len(DATA), 0, ETAG)
 
 
-def unavailable() -> str:
-    """Return why the native plane is not available; "" if it is."""
+def _why_not() -> str:
     try:
         symbols.addresses()
     except symbols.Unavailable as error:
         return str(error)
     return ""
+
+
+#: A mark for tests of the native plane.
+needs_native_plane = pytest.mark.skipif(bool(_why_not()), reason=_why_not() or "available")
 
 
 #: What a server may do. All but the first two are wrong.

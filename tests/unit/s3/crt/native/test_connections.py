@@ -1,13 +1,13 @@
-"""Reads in the lane send their GETs on connections of their own.
+"""Small GETs are sent on connections of their own.
 
-They get exactly their bytes, or none, and then the connection is not used again.
+Reads get exactly their bytes, or none, and then the connection is not used again.
 """
 
 import datetime
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -18,7 +18,9 @@ from mountpoint.s3.aws.credentials import Credentials
 from mountpoint.s3.aws.endpoint import Endpoint
 from mountpoint.s3.crt.client import CrtClient
 from mountpoint.s3.crt.native import connections, plane
+from mountpoint.s3.crt.native.plane import NativePlane
 from tests.signatures import Authorization, signature
+from tests.unit import waiting
 from tests.unit.native.building import probe
 from tests.unit.s3.crt.native.faulty_server import (
     DATA,
@@ -28,20 +30,13 @@ from tests.unit.s3.crt.native.faulty_server import (
     WRONG,
     Server,
     connected,
-    unavailable,
+    needs_native_plane,
 )
 
-pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "available")
+pytestmark = needs_native_plane
 
 #: The S3 client adds this to User-Agent.
 BY_CLIENT = b"CRTS3NativeClient"
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    it = Server()
-    yield it
-    it.close()
 
 
 def read(client: CrtClient, start: int, size: int = 100, *, late_s: float = SAFE_S) -> bytes | None:
@@ -52,10 +47,19 @@ def read(client: CrtClient, start: int, size: int = 100, *, late_s: float = SAFE
     return data
 
 
+def plane_of(client: CrtClient) -> NativePlane:
+    assert client._native is not None
+    return client._native
+
+
 def opened(client: CrtClient) -> int:
     """Return how many connections are open."""
-    assert client._native is not None
-    return client._native._connections.count
+    return plane_of(client)._connections.count
+
+
+def paused(client: CrtClient) -> bool:
+    """Whether no more connections are opened for a while."""
+    return plane_of(client)._opener._next_try_s > 0
 
 
 def open_one(client: CrtClient) -> None:
@@ -64,11 +68,9 @@ def open_one(client: CrtClient) -> None:
     until(lambda: opened(client) == 1)
 
 
-def until(condition: object) -> None:
-    limit_s = time.monotonic() + SAFE_S
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < limit_s
-        time.sleep(0.002)
+def until(condition: Callable[[], object]) -> None:
+    """Wait until a condition is true."""
+    waiting.until(condition, SAFE_S)
 
 
 def direct(server: Server) -> list[bool]:
@@ -143,7 +145,7 @@ def test_headers_after_the_body(server: Server) -> None:
         assert direct(server) == [False, True, True]
 
 
-def test_a_dead_connection(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_connection(server: Server) -> None:
     """A read whose connection has ended without an answer is sent once more, by the S3 client."""
     with connected(server) as client:
         open_one(client)
@@ -162,8 +164,7 @@ def test_a_store_that_hangs_up(server: Server) -> None:
         time.sleep(0.05)
         for _ in range(20):
             read(client, 5_000, late_s=0.2)
-        assert client._native is not None
-        until(lambda: client._native._opener._next_try_s > 0)
+        until(lambda: paused(client))
         accepted = server.accepted
         time.sleep(2 * plane.LOOK_S)
         assert server.accepted == accepted
@@ -172,18 +173,18 @@ def test_a_store_that_hangs_up(server: Server) -> None:
 def test_no_certificates(server: Server) -> None:
     """If a connection cannot be begun, the S3 client gets the GETs, and they are counted."""
     with connected(server) as client:
-        assert client._native is not None
 
         def fail() -> None:
             raise OSError("no certificates")
 
-        client._native._opener._connect = fail  # type: ignore[assignment]
+        plane_of(client)._opener._connect = fail  # type: ignore[assignment]
         assert read(client, 5_000) == DATA[5_000:5_100]
-        until(lambda: client._native._opener._next_try_s > 0)
+        until(lambda: paused(client))
         assert read(client, 6_000) == DATA[6_000:6_100]
         until(lambda: client.counters.snapshot()["gets"] == 2)
-        assert client._native._thread is not None
-        assert client._native._thread.is_alive()
+        thread = plane_of(client)._thread
+        assert thread is not None
+        assert thread.is_alive()
 
 
 def test_late(server: Server) -> None:
@@ -227,16 +228,20 @@ def test_as_many_as_reads(server: Server, monkeypatch: pytest.MonkeyPatch) -> No
     """There are as many connections as reads at the same time, up to a limit."""
     monkeypatch.setattr(connections, "MAX_CONNECTIONS", 6)
     with connected(server) as client, ThreadPoolExecutor(12) as threads:
-        for readers, expected in ((4, 4), (12, 6)):
+
+        def read_at_once(readers: int) -> None:
             server.go.clear()
+            asked = server.asked + readers
             reads = [threads.submit(read, client, 1000 * n, 50_000) for n in range(readers)]
-            asked = server.asked
-            until(lambda asked=asked, readers=readers: server.asked >= asked)
-            time.sleep(0.1)
+            until(lambda: server.asked >= asked)
             server.go.set()
             for n, each in enumerate(reads):
                 assert each.result(SAFE_S) == DATA[1000 * n : 1000 * n + 50_000]
-            until(lambda expected=expected: opened(client) == expected)
+
+        read_at_once(4)
+        until(lambda: opened(client) == 4)
+        read_at_once(12)
+        until(lambda: opened(client) == 6)
 
 
 def test_none_where_they_do_not_lead(server: Server) -> None:
@@ -260,8 +265,7 @@ def test_nothing_listens(server: Server) -> None:
         time.sleep(0.05)
         for _ in range(3):
             assert read(client, 5_000, late_s=1.0) is None
-        assert client._native is not None
-        until(lambda: client._native._opener._next_try_s > 0)
+        until(lambda: paused(client))
 
 
 def test_the_end(server: Server) -> None:
@@ -275,15 +279,14 @@ def test_the_end(server: Server) -> None:
             client.close()
             server.go.set()
             assert reading.result(SAFE_S) == DATA[5_000:305_000]
-        native = client._native
-        assert native is not None
+        native = plane_of(client)
         until(lambda: native._connections.count == 0)
         thread = native._thread
         assert thread is not None
         thread.join(SAFE_S)
-        del client  # awscrt's client has connections, too
         accepted = server.accepted
         native._opener.open_missing()
+        assert not native._opener._opening
         assert server.accepted == accepted
 
 

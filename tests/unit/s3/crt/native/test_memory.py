@@ -7,7 +7,6 @@ keeps one: `make asan` runs these tests with a sanitizer.
 import random
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -26,21 +25,14 @@ from tests.unit.s3.crt.native.faulty_server import (
     WRONG,
     Server,
     connected,
-    unavailable,
+    needs_native_plane,
 )
 
 KIB = 1024
 #: Blocks of parts this large count as held; those of 10 KiB come from malloc.
 SIZES = (10 * KIB, 300 * KIB)
 
-pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable() or "available")
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    it = Server()
-    yield it
-    it.close()
+pytestmark = needs_native_plane
 
 
 def send(client: CrtClient, start: int, stop: int) -> Part:
